@@ -1,0 +1,97 @@
+"""What every policy promises, and the two steps all of them share: exploration and the draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.arms import Arm
+from policies.preference import Preference
+
+DEFAULT_EXPLORATION_TOTAL: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What a policy expects of each arm offered.
+
+    Attributes:
+        quality: Expected quality in [0, 1], shape (num_offered,).
+        cost_usd: Expected cost of the call, USD, shape (num_offered,).
+    """
+
+    quality: NDArray[np.float64]
+    cost_usd: NDArray[np.float64]
+
+
+class Policy(Protocol):
+    """A frozen decision rule, loaded from one artifact.
+
+    The pmf is a pure function of context, preference, version and the arms offered with their
+    prices: it holds no state and draws nothing, so that a batch of n equals n batches of one and
+    `barp explain` can derive it again.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Which learner made it."""
+
+    @property
+    def encoder_id(self) -> str:
+        """Whose contexts it was trained on."""
+
+    @property
+    def context_dim(self) -> int:
+        """Length of a context."""
+
+    def pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> NDArray[np.float64]:
+        """Return the probability of each arm offered, exploration included.
+
+        Args:
+            context: The encoded prompt, float32, shape (context_dim,).
+            preference: The caller's trade-off.
+            offered: The arms that may be chosen, at least one, with the prices of now.
+
+        Returns:
+            Probabilities in the order of `offered`, float64, shape (num_offered,).
+        """
+
+    def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation | None:
+        """Say what it expects of each arm; None for a policy that models no outcome."""
+
+
+def mix_exploration(probs: NDArray[np.float64], *, exploration_total: float) -> NDArray[np.float64]:
+    """Share a fixed probability over all arms, so that each can be evaluated off-policy.
+
+    The total is shared: a constant per arm would grow with the pool.
+
+    Args:
+        probs: Probabilities, shape (num_offered,), summing to one.
+        exploration_total: Probability in [0, 1] that is spread evenly.
+
+    >>> mix_exploration(np.array([1.0, 0.0]), exploration_total=0.1)
+    array([0.95, 0.05])
+    """
+    mixed = (1.0 - exploration_total) * probs + exploration_total / len(probs)
+    return np.asarray(mixed / mixed.sum(), dtype=np.float64)
+
+
+def sample(probs: NDArray[np.float64], *, uniform: float) -> int:
+    """Draw an index from a pmf by inversion.
+
+    Args:
+        probs: Probabilities, shape (num_offered,), summing to one.
+        uniform: The random number to invert, in [0, 1).
+
+    >>> [sample(np.array([0.25, 0.75]), uniform=u) for u in (0.0, 0.24, 0.25, 0.99)]
+    [0, 0, 1, 1]
+    """
+    index = int(np.searchsorted(np.cumsum(probs), uniform, side="right"))
+    # Rounding may leave the last cumulative sum a hair below one.
+    return min(index, len(probs) - 1)
