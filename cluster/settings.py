@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +38,12 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         default=None,
         description="Key that callers send as `Authorization: Bearer KEY`; none on loopback.",
+    )
+
+    signing_secret: SecretStr | None = Field(
+        default=None,
+        description="Signs decision ids; default is made in state_dir. Set it where nodes share "
+        "no disk.",
     )
 
     default_quality_weight: float = Field(
@@ -123,6 +132,9 @@ class Settings(BaseSettings):
     artifact_dir: Path | None = Field(
         default=None, description="Where MLflow keeps artifacts; default a folder in state_dir."
     )
+    encoder_dir: Path | None = Field(
+        default=None, description="Folder of the exported encoder; default a folder in state_dir."
+    )
     alias_watch_s: float = Field(
         default=1.0, gt=0, description="How often the champion alias is read back, s."
     )
@@ -138,3 +150,79 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags first, then environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where everything lives, with no default left open and every path absolute.
+
+    Attributes:
+        state_dir: The folder of this service.
+        ledger_url: SQLAlchemy URL of the ledger.
+        dataset_dir: Folder of the Parquet dataset of interactions.
+        registry_url: MLflow tracking and registry URI.
+        artifact_dir: Where MLflow keeps the versions' files.
+        publish_dir: Where the publisher leaves the champion and its pointer.
+        encoder_dir: The exported encoder.
+        secret_file: The key that signs decision ids.
+    """
+
+    state_dir: Path
+    ledger_url: str
+    dataset_dir: Path
+    registry_url: str
+    artifact_dir: Path
+    publish_dir: Path
+    encoder_dir: Path
+    secret_file: Path
+
+
+def places(settings: Settings) -> Places:
+    """Resolve every location against the present directory and the state folder."""
+    state_dir = settings.state_dir.expanduser().resolve()
+    artifact_dir = settings.artifact_dir or state_dir / "artifacts"
+    encoder_dir = settings.encoder_dir or state_dir / "encoder"
+    return Places(
+        state_dir=state_dir,
+        ledger_url=settings.ledger_url or f"sqlite:///{state_dir / 'ledger.db'}",
+        dataset_dir=state_dir / "interactions",
+        registry_url=settings.registry_url or f"sqlite:///{state_dir / 'mlflow.db'}",
+        artifact_dir=artifact_dir.expanduser().resolve(),
+        publish_dir=state_dir / "published",
+        encoder_dir=encoder_dir.expanduser().resolve(),
+        secret_file=state_dir / "secret.key",
+    )
+
+
+def resolved(settings: Settings) -> Settings:
+    """Return the settings with every location written out, for processes that start elsewhere."""
+    place = places(settings)
+    return settings.model_copy(
+        update={
+            "state_dir": place.state_dir,
+            "ledger_url": place.ledger_url,
+            "registry_url": place.registry_url,
+            "artifact_dir": place.artifact_dir,
+            "encoder_dir": place.encoder_dir,
+        }
+    )
+
+
+def signing_secret(settings: Settings) -> bytes:
+    """Return the key that signs decision ids.
+
+    Taken from the settings, else from the state folder, where the first use makes one of 32
+    bytes that only this user can read.
+    """
+    if settings.signing_secret is not None:
+        return settings.signing_secret.get_secret_value().encode()
+    secret_file = places(settings).secret_file
+    if not secret_file.exists():
+        secret_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return secret_file.read_bytes()
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return secret_file.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,6 +157,33 @@ class JoinStatus(StrEnum):
     INVALID = "invalid"  # it cannot be true, or contradicts an event of the same event_id
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerCounts:
+    """How much the ledger has seen; outcomes = joined + pending + orphaned.
+
+    Attributes:
+        decisions: Decisions recorded.
+        outcomes: Outcomes stored.
+        joined: Outcomes whose decision is recorded.
+        pending: Outcomes that still wait for their decision.
+        orphaned: Outcomes that have waited longer than `orphan_after_s`; joined if it comes yet.
+        duplicates: Repeats, not stored again.
+        expired: Outcomes that came after their wait window, not stored.
+        interactions: Interactions matured, corrections included.
+        last_seq: Sequence number given last, 0 where there is none.
+    """
+
+    decisions: int
+    outcomes: int
+    joined: int
+    pending: int
+    orphaned: int
+    duplicates: int
+    expired: int
+    interactions: int
+    last_seq: int
+
+
 def decisions_to_batch(decisions: Sequence[Decision]) -> pa.RecordBatch:
     """Lay decisions out in columns, schema DECISION_SCHEMA; one row each, in order."""
     columns = {
@@ -192,6 +220,22 @@ def contexts(rows: pa.Table) -> NDArray[np.float32]:
     if len(lengths) != 1:
         raise ValueError(f"contexts of several lengths in one batch: {sorted(lengths)}")
     return values.reshape(len(rows), -1)
+
+
+def is_holdout(prompt_hash: str, share: float) -> bool:
+    """Say whether a prompt is kept from training, so that policies can be judged on it.
+
+    By prompt, not by decision: a prompt that comes again stays on its side for ever.
+
+    Args:
+        prompt_hash: The salted hash as logged.
+        share: Share of prompts that is kept, in (0, 1).
+
+    >>> sum(is_holdout(str(number), 0.1) for number in range(1000))
+    106
+    """
+    first_bytes = hashlib.sha256(prompt_hash.encode()).digest()[:8]
+    return int.from_bytes(first_bytes, "big") / 2**64 < share
 
 
 def canonical_rows(rows: pa.Table) -> bytes:

@@ -1,0 +1,1 @@
+"""Where the product runs: settings, launch, composition, command line."""

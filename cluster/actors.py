@@ -1,0 +1,116 @@
+"""The named actors behind the replicas: started once, found by name, stopped in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import ray
+
+from cluster.settings import Settings, places
+from pipelines.aggregator import AggregatorActor
+from pipelines.metrics import MetricsActor
+from pipelines.publisher import PublisherActor
+from pipelines.registry_actor import RegistryActor
+from pipelines.trainer_actor import TrainerActor
+from pipelines.training import TrainingPlan
+from policies.encoder import describe_encoder
+
+NAMESPACE: Final = "barp"
+READY_TIMEOUT_S: Final = 120.0
+STOP_TIMEOUT_S: Final = 20.0
+# First to last: who is asked stands before who asks.
+STOPPABLE: Final = frozenset({"aggregator"})
+NAMES: Final = ("metrics", "aggregator", "publisher", "registry", "trainer")
+
+
+def start_actors(settings: Settings) -> None:
+    """Start every actor that does not run yet, and wait until each is ready.
+
+    Detached and restarted for ever: they outlive whoever deployed them, and what they know is in
+    ledger and registry.
+
+    Raises:
+        RouterError: What an actor says it cannot start for.
+    """
+    classes = _classes(settings)
+    for name in NAMES:
+        actor_class, arguments = classes[name]
+        handle: Any = (
+            ray.remote(actor_class)
+            .options(
+                name=name,
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                max_restarts=-1,
+            )
+            .remote(**arguments)
+        )
+        ray.get(handle.ready.remote(), timeout=READY_TIMEOUT_S)
+
+
+def stop_actors() -> None:
+    """End every actor, last started first; the aggregator finishes what it has in hand.
+
+    The others may be ended at any moment: what they know is in ledger and registry.
+    """
+    for name in reversed(NAMES):
+        try:
+            handle = ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            continue
+        if name in STOPPABLE:
+            ray.get(handle.stop.remote(), timeout=STOP_TIMEOUT_S)
+        ray.kill(handle)
+
+
+def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
+    """Return each actor's class and what its constructor needs."""
+    place = places(settings)
+    return {
+        "metrics": (MetricsActor, {}),
+        "aggregator": (
+            AggregatorActor,
+            {
+                "ledger_url": place.ledger_url,
+                "dataset_dir": str(place.dataset_dir),
+                "wait_window_s": settings.wait_window_s,
+                "orphan_after_s": settings.orphan_after_s,
+                "export_every_s": settings.export_every_s,
+            },
+        ),
+        "publisher": (PublisherActor, {"folder": str(place.publish_dir)}),
+        "registry": (
+            RegistryActor,
+            {
+                "uri": place.registry_url,
+                "artifact_dir": str(place.artifact_dir),
+                "alias_watch_s": settings.alias_watch_s,
+            },
+        ),
+        "trainer": (
+            TrainerActor,
+            {
+                "plan": training_plan(settings),
+                "num_learners": settings.num_learners,
+                "poll_s": settings.retrain_poll_s,
+            },
+        ),
+    }
+
+
+def training_plan(settings: Settings) -> TrainingPlan:
+    """Pick what to train, and when; raises ArtifactError for a damaged encoder."""
+    encoder_id, context_dim = describe_encoder(places(settings).encoder_dir)
+    return TrainingPlan(
+        encoder_id=encoder_id,
+        context_dim=context_dim,
+        cost_ceiling_usd=settings.cost_ceiling_usd,
+        exploration_total=settings.exploration_total,
+        seed=settings.seed,
+        holdout_share=settings.holdout_share,
+        min_interactions=settings.retrain_min_interactions,
+        max_age_s=settings.retrain_max_age_s,
+    )

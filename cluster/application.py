@@ -1,0 +1,77 @@
+"""What is deployed: the Serve application, composed from settings.
+
+`serve run cluster.application:build` and cluster/serve.yaml name this function; `barp serve`
+calls it, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final
+
+from ray import serve
+
+from cluster.actors import start_actors
+from cluster.settings import Settings, places, resolved, signing_secret
+from policies.preference import Preference
+from services.deployments import Autoscaling, router_deployment
+from services.router import RouterArgs
+
+APP_NAME: Final = "barp"
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """Compose the application, and start the named actors that it meets in data.
+
+    The actors are found again if they run already: deploying once more changes replicas, never
+    the ledger.
+
+    Args:
+        args: Settings by name; what is left out comes from environment, file and default.
+
+    Raises:
+        pydantic.ValidationError: A setting that is not allowed.
+    """
+    settings = resolved(Settings.model_validate(args))
+    start_actors(settings)
+    scaled_encoder = settings.encoder_placement == "deployment"
+    return router_deployment(
+        router_args(settings),
+        autoscaling=autoscaling(settings),
+        encoder_autoscaling=autoscaling(settings) if scaled_encoder else None,
+    )
+
+
+def router_args(settings: Settings) -> RouterArgs:
+    """Pick what a router replica needs to know."""
+    place = places(settings)
+    key = settings.api_key
+    return RouterArgs(
+        secret=signing_secret(settings),
+        encoder_dir=place.encoder_dir,
+        publish_dir=place.publish_dir,
+        default_preference=Preference.normalised(
+            quality=settings.default_quality_weight, cost=1.0 - settings.default_quality_weight
+        ),
+        max_prompt_characters=settings.max_prompt_characters,
+        max_batch=settings.max_batch,
+        api_key_sha256=(
+            None if key is None else hashlib.sha256(key.get_secret_value().encode()).hexdigest()
+        ),
+        record_buffer=settings.record_buffer,
+        record_flush_ms=settings.record_flush_ms,
+        record_when_full=settings.record_when_full,
+    )
+
+
+def autoscaling(settings: Settings) -> Autoscaling:
+    """Pick how replicas come and go."""
+    return Autoscaling(
+        min_replicas=settings.min_replicas,
+        max_replicas=settings.max_replicas,
+        target_ongoing_requests=settings.target_ongoing_requests,
+        upscale_delay_s=settings.upscale_delay_s,
+        downscale_delay_s=settings.downscale_delay_s,
+        look_back_s=settings.look_back_s,
+        num_cpus=settings.replica_cpus,
+    )

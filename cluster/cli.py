@@ -1,0 +1,156 @@
+"""The command `barp`: serve, demo, replay, doctor and settings; operating commands beside it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cluster import operate
+from cluster.console import console, print_json, replay_progress
+from cluster.environment import prepare_environment
+from cluster.options import default_text, with_settings
+from cluster.settings import Settings
+from pipelines.replay_plan import Stream
+from policies.errors import RouterError
+
+app = typer.Typer(
+    name="barp",
+    help="BaRP Router: one online-learning policy for every trade-off between quality and cost.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(operate.versions, name="versions")
+app.add_typer(operate.models, name="models")
+app.command("status")(operate.status)
+
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
+]
+
+
+def main() -> None:
+    """Run the command line; a known error is one line on stderr and exit status 2."""
+    prepare_environment()
+    try:
+        app()
+    except RouterError as error:
+        console.print(f"[red]error[/] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+@app.command()
+@with_settings
+def serve(settings: Settings) -> None:
+    """Run the service on this machine until interrupted (Ctrl-C or SIGTERM)."""
+    from cluster.launch import local_service
+
+    stop = threading.Event()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: stop.set())
+    with local_service(settings, progress=_step) as service:
+        console.print(f"[bold green]ready[/] after {service.started_s:.0f} s at {service.url}")
+        console.print(f"  API page {service.url}/docs, stop with Ctrl-C")
+        stop.wait()
+
+
+@app.command()
+def demo(
+    json: JsonFlag = False,
+    state_dir: Annotated[
+        Path, typer.Option(help="Folder for the demo's state; an earlier demo's is replaced.")
+    ] = Path(".barp/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the stream's order and preferences.")] = 0,
+) -> None:
+    """Route real prompts, learn, publish versions, roll back: the whole loop in minutes."""
+    from cluster.demo import run_demo
+    from cluster.demo_report import show_demo
+
+    report = run_demo(state_dir, seed=seed, progress=_step)
+    show_demo(report)
+    if json:
+        print_json(report.to_json())
+    if not report.holds:
+        raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    source: Annotated[
+        str, typer.Argument(help="`paretobandit`, a wide .parquet file or a RouterBench .csv.")
+    ] = "paretobandit",
+    url: operate.UrlOption = operate.DEFAULT_URL,
+    key: operate.KeyOption = None,
+    rate: Annotated[float, typer.Option(help="Requests per second; 0 is as fast as it goes.")] = 50,
+    limit: Annotated[int, typer.Option(help="Prompts to play at most; 0 plays all.")] = 0,
+    delay: Annotated[float, typer.Option(help="Longest delay of an outcome, seconds.")] = 2.0,
+    stream: Annotated[
+        Stream, typer.Option(help="Preferences: `uniform` on [0, 1] or `typical` (70 % at 0.7).")
+    ] = "uniform",
+    cost_ceiling_usd: Annotated[
+        float, typer.Option(help="The service's tau, for the rewards shown, USD.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(help="Seed of order, preferences and delays.")] = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Play recorded real outcomes as live traffic against a running service."""
+    from cluster.demo_report import show_replay
+    from pipelines.outcomes import load_outcomes
+    from pipelines.replay import Replay
+
+    play = Replay(
+        load_outcomes(source),
+        url,
+        requests=limit,
+        rate_per_s=rate,
+        delay_s=(0.0, delay),
+        preferences=stream,
+        cost_ceiling_usd=cost_ceiling_usd,
+        seed=seed,
+        api_key=key,
+    )
+    with replay_progress() as show:
+        report = play.run(show)
+    show_replay(report)
+    if json:
+        print_json(report.to_json())
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(json: JsonFlag = False) -> None:
+    """Check that this machine can run the service; exit status 1 where it cannot."""
+    from cluster.doctor import check_installation
+
+    checks = check_installation()
+    table = Table("check", "found", "needed", "")
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else "[red]no[/]"
+        table.add_row(check.name, check.found, check.needed, mark)
+    console.print(table)
+    if json:
+        print_json({"ok": all(c.ok for c in checks), "checks": [c.to_json() for c in checks]})
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command("settings")
+@with_settings
+def show_settings(settings: Settings) -> None:
+    """List every setting: its value now, its default, its unit and meaning."""
+    table = Table("setting", "value", "default", "meaning")
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        table.add_row(name, str(value), default_text(field), field.description)
+    console.print(table)
+
+
+def _step(text: str) -> None:
+    """Show one step of a launch."""
+    console.print(f"[dim]·[/] {text}")

@@ -1,0 +1,82 @@
+"""The command line's way to a running service: its public HTTP API, nothing else."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+import httpx
+
+from policies.errors import RouterError
+
+TIMEOUT_S: Final = 30.0
+
+
+class ServiceError(RouterError):
+    """The service said no, or could not be reached."""
+
+    code = "service_error"
+
+
+class ServiceClient:
+    """Calls one service; every refusal becomes a ServiceError with the service's own words."""
+
+    def __init__(self, url: str, *, api_key: str | None = None) -> None:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self.url = url
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str) -> Any:
+        """GET a path; return the decoded JSON."""
+        return self._call("GET", path, None)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        """POST a JSON body to a path; return the decoded JSON."""
+        return self._call("POST", path, body)
+
+    def put_model(self, name: str, prices: dict[str, Any]) -> Any:
+        """Add a model, or replace its prices."""
+        return self._call("PUT", f"/v1/models/{quote(name)}", prices)
+
+    def delete_model(self, name: str) -> Any:
+        """Take a model off the table."""
+        return self._call("DELETE", f"/v1/models/{quote(name)}", None)
+
+    def _call(self, method: str, path: str, body: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise ServiceError(
+                f"no service answers at {self.url} ({type(error).__name__}): start one with "
+                "`barp serve`, or name another with --url",
+                field="url",
+                value=self.url,
+            ) from error
+        if answer.is_error:
+            raise ServiceError(_refusal(answer), field=path, value=answer.status_code)
+        return answer.json()
+
+
+def _refusal(answer: httpx.Response) -> str:
+    """Say what the service said, in one line."""
+    try:
+        error = answer.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.status_code} {answer.reason_phrase}: {answer.text[:200]}"
+    parts = [f"{answer.status_code} {error.get('code')}"]
+    for key in ("message", "field", "value", "allowed"):
+        if error.get(key) is not None:
+            parts.append(f"{key}: {error[key]}")
+    return "; ".join(parts)

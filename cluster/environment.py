@@ -1,0 +1,36 @@
+"""The process environment that Ray, MLflow and the numeric libraries read when imported."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Final
+
+FIXED: Final = {
+    # The product phones nobody.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_OFFLINE": "1",
+    # Two threads in one replica were up to ten times slower than one on shared cores.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+LOOPBACK_ONLY: Final = {
+    # Despite its name this one also decides on Linux whether a local cluster takes the machine's
+    # network address (Ray 2.60, ray_constants.ENABLE_RAY_CLUSTER). Off, all of Ray's ports,
+    # metrics included, listen on 127.0.0.1.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+}
+
+
+def prepare_environment() -> None:
+    """Set what a private cluster on this machine needs; call before `import ray`.
+
+    Ray reads its authentication mode once, when it is imported. The token is this run's own:
+    without one Ray would write a lasting token into the user's home.
+    """
+    os.environ.update(FIXED | LOOPBACK_ONLY)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,0 +1,247 @@
+"""Start and stop the service on this machine: Ray, the named actors, then the Serve application.
+
+On a cluster that somebody else started (KubeRay, `serve deploy`) only `start_actors` is used, by
+`cluster.application.build`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+import ray
+from ray import serve
+
+from cluster.actors import NAMESPACE, start_actors, stop_actors
+from cluster.application import APP_NAME, build
+from cluster.settings import Settings, places, resolved
+from policies.artifact import write_atomically
+from policies.errors import RouterError
+
+SERVICE_FILE: Final = "service.json"
+READY_TIMEOUT_S: Final = 120.0
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+Progress = Callable[[str], None]
+
+
+class LaunchError(RouterError):
+    """The service cannot be started here; the message says what to change."""
+
+    code = "launch_error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningService:
+    """A service that answers.
+
+    Attributes:
+        url: Base URL, for example http://127.0.0.1:8000.
+        settings: What it was started with, paths absolute and the port as taken.
+        started_s: From the first step to ready, seconds.
+    """
+
+    url: str
+    settings: Settings
+    started_s: float
+
+
+@contextmanager
+def local_service(settings: Settings, *, progress: Progress) -> Iterator[RunningService]:
+    """Run the whole service on this machine for as long as the block lasts.
+
+    Args:
+        settings: What to start; relative paths are taken from the present directory.
+        progress: Told each step in a few words.
+
+    Raises:
+        LaunchError: The port is taken, the address needs a key, or the state folder is in use.
+    """
+    began = time.monotonic()
+    settings = resolved(settings)
+    refuse_open_address(settings)
+    settings = settings.model_copy(update={"port": usable_port(settings.host, settings.port)})
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    url = f"http://{_url_host(settings.host)}:{settings.port}"
+    with state_lock(settings.state_dir), working_directory(settings.state_dir):
+        progress("encoder: exported once, then read from the state folder")
+        ensure_encoder(places(settings).encoder_dir)
+        progress("Ray: starting a local cluster")
+        with local_ray():
+            progress("actors: ledger, registry, publisher, trainer")
+            start_actors(settings)
+            progress("Serve: router replicas and HTTP proxy")
+            try:
+                _serve(settings)
+                wait_ready(url)
+                _announce(settings, url)
+                yield RunningService(url=url, settings=settings, started_s=time.monotonic() - began)
+            finally:
+                progress("stopping: replicas drain, then the ledger closes")
+                _forget(settings)
+                # Waits until the replicas have handed over; the rest of Serve ends with Ray.
+                serve.delete(APP_NAME)
+                stop_actors()
+
+
+def refuse_open_address(settings: Settings) -> None:
+    """Raise LaunchError where others could reach the service without a key."""
+    if settings.host not in LOOPBACK and settings.api_key is None:
+        raise LaunchError(
+            f"host={settings.host} is reachable from other machines: set BARP_API_KEY, "
+            "or listen on 127.0.0.1",
+            field="host",
+            value=settings.host,
+            allowed="127.0.0.1, localhost, ::1, or any address with api_key",
+        )
+
+
+def usable_port(host: str, port: int) -> int:
+    """Return the port if it is free, or a free one for 0; raises LaunchError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As the proxy itself binds: without this a port in TIME_WAIT would count as taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LaunchError(
+                f"port={port} on {host} cannot be used: {error.strerror}",
+                field="port",
+                value=port,
+                allowed="a free port, or 0 to take one",
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def state_lock(state_dir: Path) -> Iterator[None]:
+    """Hold the state folder: two services on one SQLite ledger would undo each other."""
+    with (state_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LaunchError(
+                f"state_dir={state_dir} is in use by another barp",
+                field="state_dir",
+                value=str(state_dir),
+                allowed="a folder of its own for each service",
+            ) from error
+        yield
+
+
+@contextmanager
+def working_directory(folder: Path) -> Iterator[None]:
+    """Work in `folder`: Ray puts the driver's directory first on its workers' import path.
+
+    Started from a directory that happens to hold a `services/` of its own, workers would import
+    that one instead of ours.
+    """
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def ensure_encoder(folder: Path) -> None:
+    """Export the MiniLM encoder into `folder` unless it is there already.
+
+    In a process of its own: torch and sentence-transformers would stay in ours, 500 MB of them.
+    """
+    if (folder / "encoder.json").is_file():
+        return
+    code = "import sys, pathlib, policies.encoder as e; e.export_minilm(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-P", "-c", code, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LaunchError(
+            f"the encoder could not be exported: {done.stderr.strip()[-500:]}",
+            field="encoder_dir",
+            value=str(folder),
+        )
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Run a private Ray cluster on this machine: own token, own temporary folder.
+
+    Raises:
+        LaunchError: The environment was not prepared, so its ports would be open to others.
+    """
+    if "RAY_AUTH_TOKEN" not in os.environ:
+        raise LaunchError("call cluster.environment.prepare_environment() before importing Ray")
+    # A short path of this user's own: Unix sockets allow 107 bytes, and /tmp/ray may be another's.
+    with tempfile.TemporaryDirectory(prefix="barp-", ignore_cleanup_errors=True) as temp_dir:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=temp_dir,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _serve(settings: Settings) -> None:
+    """Start Serve and the application; returns when its deployments run."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": settings.host, "port": settings.port},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )
+    serve.run(build(settings.model_dump(mode="python")), name=APP_NAME, route_prefix="/")
+
+
+def wait_ready(url: str, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+    """Ask /readyz until it says yes; raises LaunchError after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    last = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            answer = httpx.get(f"{url}/readyz", timeout=5.0)
+        except httpx.TransportError as error:
+            last = repr(error)
+        else:
+            if answer.status_code == httpx.codes.OK:
+                return
+            last = answer.text[:300]
+        time.sleep(0.1)
+    raise LaunchError(f"not ready after {timeout_s:.0f} s: {last}")
+
+
+def _url_host(host: str) -> str:
+    """Write an address as a URL has it; 0.0.0.0 is where to listen, not where to call."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _announce(settings: Settings, url: str) -> None:
+    """Leave the address where `barp status` and its sisters look for it."""
+    content = json.dumps({"url": url, "pid": os.getpid()}).encode()
+    write_atomically(settings.state_dir / SERVICE_FILE, content)
+
+
+def _forget(settings: Settings) -> None:
+    """Take the address back."""
+    (settings.state_dir / SERVICE_FILE).unlink(missing_ok=True)

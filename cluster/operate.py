@@ -1,0 +1,181 @@
+"""`barp versions`, `barp models`, `barp status`: clients of a running service's HTTP API."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated, Any, Final
+
+import typer
+from rich.table import Table
+
+from cluster.client import ServiceClient
+from cluster.console import console, print_json
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+
+UrlOption = Annotated[str, typer.Option(envvar="BARP_URL", help="Base URL of the service.")]
+KeyOption = Annotated[
+    str | None, typer.Option(envvar="BARP_API_KEY", help="API key, where the service asks for one.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
+]
+WhyOption = Annotated[str, typer.Option(help="Why, kept in the history.")]
+
+versions = typer.Typer(help="List, promote and roll back policy versions.", no_args_is_help=True)
+models = typer.Typer(help="List, add, price and remove models.", no_args_is_help=True)
+
+
+@versions.command("list")
+def list_versions(
+    url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False
+) -> None:
+    """List every version, newest first, with aliases and held-out estimates."""
+    with ServiceClient(url, api_key=key) as client:
+        answer = client.get("/v1/versions")
+    table = Table("version", "learner", "aliases", "rows", "uplift", "created")
+    for version in answer["versions"]:
+        uplift = version["metrics"].get("uplift")
+        table.add_row(
+            str(version["version"]),
+            version["kind"],
+            ", ".join(version["aliases"]),
+            str(int(version["metrics"].get("rows", 0))),
+            "" if uplift is None else f"{uplift:+.4f}",
+            str(version["created_at"]),
+        )
+    _show(table, answer, json=json)
+
+
+@versions.command("promote")
+def promote(
+    version: Annotated[int, typer.Argument(help="Version number.", min=1)],
+    why: WhyOption = "promoted by hand",
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a version the champion on every replica."""
+    with ServiceClient(url, api_key=key) as client:
+        body = {"who": getpass.getuser(), "why": why}
+        move = client.post(f"/v1/versions/{version}/promote", body)
+    _show_move(move, json=json)
+
+
+@versions.command("rollback")
+def rollback(
+    to: Annotated[
+        int | None, typer.Option(help="Version number; without it the previous champion.", min=1)
+    ] = None,
+    why: WhyOption = "rolled back by hand",
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Go back to the previous champion, or to any version, on every replica."""
+    body = {"who": getpass.getuser(), "why": why} | ({"to": to} if to is not None else {})
+    with ServiceClient(url, api_key=key) as client:
+        move = client.post("/v1/versions/rollback", body)
+    _show_move(move, json=json)
+
+
+@versions.command("history")
+def history(url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False) -> None:
+    """List every move of the champion alias: when, who, why."""
+    with ServiceClient(url, api_key=key) as client:
+        answer = client.get("/v1/versions/history")
+    table = Table("at", "alias", "from", "to", "who", "why")
+    for move in answer["history"]:
+        came_from = "" if move["previous"] is None else str(move["previous"])
+        table.add_row(
+            move["at"], move["alias"], came_from, str(move["version"]), move["who"], move["why"]
+        )
+    _show(table, answer, json=json)
+
+
+@models.command("list")
+def list_models(
+    url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False
+) -> None:
+    """List the models on offer and what they charge."""
+    with ServiceClient(url, api_key=key) as client:
+        answer = client.get("/v1/models")
+    table = Table("model", "USD per Mtok in", "USD per Mtok out", "USD per call")
+    for model in answer["models"]:
+        table.add_row(
+            model["name"],
+            f"{model['input_usd_per_mtok']:g}",
+            f"{model['output_usd_per_mtok']:g}",
+            f"{model['usd_per_call']:g}",
+        )
+    _show(table, answer, json=json)
+
+
+@models.command("put")
+def put_model(
+    name: Annotated[str, typer.Argument(help="Model name, as your gateway calls it.")],
+    input_usd_per_mtok: Annotated[float, typer.Option(help="USD per million tokens in.")] = 0.0,
+    output_usd_per_mtok: Annotated[float, typer.Option(help="USD per million tokens out.")] = 0.0,
+    usd_per_call: Annotated[float, typer.Option(help="USD per call on top.")] = 0.0,
+    typical_output_tokens: Annotated[int, typer.Option(help="Usual answer length, tokens.")] = 256,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Add a model, or change what it charges; counts from the next request on."""
+    prices = {
+        "input_usd_per_mtok": input_usd_per_mtok,
+        "output_usd_per_mtok": output_usd_per_mtok,
+        "usd_per_call": usd_per_call,
+        "typical_output_tokens": typical_output_tokens,
+    }
+    with ServiceClient(url, api_key=key) as client:
+        answer = client.put_model(name, prices)
+    console.print(f"{name} is on price table {answer['price_version']}")
+    if json:
+        print_json(answer)
+
+
+@models.command("remove")
+def remove_model(
+    name: Annotated[str, typer.Argument(help="Model name.")],
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Take a model off the table; nothing is routed to it from the next request on."""
+    with ServiceClient(url, api_key=key) as client:
+        answer = client.delete_model(name)
+    console.print(f"{name} is gone from price table {answer['price_version']}")
+    if json:
+        print_json(answer)
+
+
+def status(url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False) -> None:
+    """Show what the service holds: champion, replicas, ledger, trainer."""
+    with ServiceClient(url, api_key=key) as client:
+        answer = client.get("/v1/status")
+    table = Table("part", "what", "value")
+    for part, values in answer.items():
+        rows = values.items() if isinstance(values, dict) else (("", values),)
+        for what, value in rows:
+            table.add_row(part, what, str(value))
+    _show(table, answer, json=json)
+
+
+def _show_move(move: dict[str, Any], *, json: bool) -> None:
+    """Say what an alias move did."""
+    came_from = f", before it {move['previous']}" if move["previous"] is not None else ""
+    console.print(
+        f"champion is version {move['version']}{came_from}; "
+        f"{move['replicas_swapped']} replicas swapped, {move['replicas_waiting']} to follow"
+    )
+    if json:
+        print_json(move)
+
+
+def _show(table: Table, answer: dict[str, Any], *, json: bool) -> None:
+    """Show a table to a person and, where asked for, the object to a program."""
+    console.print(table)
+    if json:
+        print_json(answer)

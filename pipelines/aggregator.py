@@ -1,0 +1,281 @@
+"""Where decisions meet their outcomes: the ledger behind an event loop, and its export.
+
+Whatever touches the database runs in one of two threads, one that writes and one that reads, so
+that calls never wait for each other in the loop; writes that come together share a transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+
+from pipelines.dataset import DamagedDataset, InteractionDataset, export
+from pipelines.group_commit import GroupCommit
+from pipelines.ledger import MAX_CLOSED, Ledger
+from pipelines.remote import call
+from policies.arms import Arm, PriceTable, patched
+from policies.errors import RouterError
+from policies.interaction import JoinStatus, LedgerCounts, Outcome
+
+logger = logging.getLogger(__name__)
+
+CLOSE_EVERY_S: Final = 1.0
+# Rows in one transaction: a few hundred milliseconds, and 8 MB where they are decisions.
+MAX_GROUP_ROWS: Final = 5_000
+
+T = TypeVar("T")
+Reports = Sequence[tuple[str, Outcome]]
+
+
+class Aggregator:
+    """Answers replicas and trainer from the ledger, closes wait windows, exports what matures.
+
+    Args:
+        ledger: Belongs to the aggregator from now on; `stop` closes it.
+        dataset: Where matured interactions go; nobody else may write there.
+        announce: Tells the replicas of a new price table; may block, may raise RouterError.
+        export_every_s: How often matured interactions leave, seconds.
+        close_every_s: How often wait windows are closed, seconds.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        dataset: InteractionDataset,
+        *,
+        announce: Callable[[PriceTable], object],
+        export_every_s: float,
+        close_every_s: float = CLOSE_EVERY_S,
+    ) -> None:
+        self._ledger, self._dataset, self._announce = ledger, dataset, announce
+        self._export_every_s, self._close_every_s = export_every_s, close_every_s
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
+        self._records: GroupCommit[pa.RecordBatch, int] = GroupCommit(
+            ledger.record, thread=self._writer, size=len, max_size=MAX_GROUP_ROWS
+        )
+        self._submits: GroupCommit[Reports, list[JoinStatus]] = GroupCommit(
+            self._submit_group, thread=self._writer, size=len, max_size=MAX_GROUP_ROWS
+        )
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to export and to close wait windows; call within the event loop."""
+        loops = ((self._export_every_s, self.export), (self._close_every_s, self.close_windows))
+        self._loops = [asyncio.create_task(_repeat(work, every_s=s)) for s, work in loops]
+
+    async def stop(self) -> None:
+        """Commit what waits, export what has matured, and close the ledger."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        await self._records.drain()
+        await self._submits.drain()
+        try:
+            await self.export()
+        finally:
+            self._writer.shutdown()
+            self._reader.shutdown()
+            self._ledger.close()
+
+    async def ready(self) -> None:
+        """Return when the ledger is there, durable, and the dataset's own; raises Unavailable.
+
+        Raises:
+            DamagedDataset: The dataset is damaged, or another ledger's.
+        """
+        await self._read(self._ledger.check)
+        await self._read(self._refuse_foreign_dataset)
+
+    async def record(self, batch: pa.RecordBatch) -> int:
+        """Store decisions, schema DECISION_SCHEMA; return how many were new."""
+        return await self._records.add(batch)
+
+    async def submit(self, tenant: str, outcomes: Sequence[Outcome]) -> list[JoinStatus]:
+        """Store outcomes, durable when it returns; one status each, in order.
+
+        Args:
+            tenant: Who reports; the caller has verified that the decision ids are theirs.
+            outcomes: What came back.
+        """
+        return await self._submits.add([(tenant, outcome) for outcome in outcomes])
+
+    async def decision(self, decision_id: str) -> dict[str, Any] | None:
+        """Return all that is known of a decision as plain JSON values; see `Ledger.decision`."""
+        return await self._read(partial(self._ledger.decision, decision_id))
+
+    async def interactions(self, after_seq: int, limit: int) -> pa.Table:
+        """Read matured interactions in sequence order, schema INTERACTION_SCHEMA."""
+        return await self._read(partial(self._ledger.interactions, after_seq, limit))
+
+    async def counts(self) -> LedgerCounts:
+        """Count what the ledger has seen."""
+        return await self._read(self._ledger.counts)
+
+    async def prices(self) -> PriceTable:
+        """Return the price table of now; an empty one, version 0, before the first."""
+        return await self._read(self._ledger.prices)
+
+    async def price_history(self, versions: Sequence[int]) -> dict[int, PriceTable]:
+        """Return price tables by version; a version that never was is left out."""
+        return await self._read(partial(self._ledger.price_history, versions))
+
+    async def put_arm(self, arm: Arm) -> PriceTable:
+        """Add an arm, or replace the one of that name; return the new table."""
+        return await self._change(lambda table: table.with_arm(arm, version=table.version + 1))
+
+    async def patch_arm(self, name: str, changes: dict[str, float | int]) -> PriceTable:
+        """Change some prices of an arm; return the new table. Raises UnknownArm, InvalidArm."""
+        return await self._change(
+            lambda table: table.with_arm(
+                patched(table.arm(name), changes), version=table.version + 1
+            )
+        )
+
+    async def delete_arm(self, name: str) -> PriceTable:
+        """Take an arm out; return the new table. Raises UnknownArm."""
+        return await self._change(lambda table: table.without(name, version=table.version + 1))
+
+    async def export(self) -> int:
+        """Copy what has matured into the dataset; return how many interactions that was."""
+        await self._read(self._refuse_foreign_dataset)
+        return await self._read(partial(export, self._ledger.interactions, self._dataset))
+
+    async def close_windows(self) -> int:
+        """Close the wait windows that are over; return how many. Feedback gets in between."""
+        closed = 0
+        while True:
+            some = await _in(self._writer, self._ledger.mature_expired)
+            closed += some
+            if some < MAX_CLOSED:
+                return closed
+
+    async def _change(self, change: Callable[[PriceTable], PriceTable]) -> PriceTable:
+        """Store a new price table and tell the replicas."""
+        table = await _in(self._writer, partial(self._ledger.change_prices, change))
+        try:
+            await asyncio.to_thread(self._announce, table)
+        except RouterError as error:
+            # Stored all the same: the publisher reads prices back when it starts.
+            logger.warning("price table %d not announced: %s", table.version, error)
+        return table
+
+    async def _read(self, query: Callable[[], T]) -> T:
+        return await _in(self._reader, query)
+
+    def _submit_group(self, groups: Sequence[Reports]) -> list[list[JoinStatus]]:
+        """Store the outcomes of several callers in one transaction."""
+        statuses = iter(self._ledger.submit([report for group in groups for report in group]))
+        return [[next(statuses) for _ in group] for group in groups]
+
+    def _refuse_foreign_dataset(self) -> None:
+        """Raise where the dataset is ahead: new interactions would be taken for exported ones."""
+        exported, given = self._dataset.last_seq(), self._ledger.last_seq()
+        if exported > given:
+            raise DamagedDataset(
+                f"the dataset goes to {exported}, the ledger only to {given}: restore the ledger "
+                "that it belongs to, or move the dataset away to export all of this one",
+                field="interactions",
+                value=exported,
+                allowed=f"at most {given}",
+            )
+
+
+async def _in(thread: Executor, work: Callable[[], T]) -> T:
+    """Run what blocks in a thread."""
+    return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+
+async def _repeat(work: Callable[[], Awaitable[object]], *, every_s: float) -> None:
+    """Do something again and again; a failure is logged, the next turn may do better."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            logger.exception("%s failed, again in %s s", getattr(work, "__name__", work), every_s)
+        await asyncio.sleep(every_s)
+
+
+class AggregatorActor:
+    """The aggregator as a named Ray actor, which tells the publisher of new prices."""
+
+    def __init__(
+        self,
+        ledger_url: str,
+        dataset_dir: str,
+        *,
+        wait_window_s: float,
+        orphan_after_s: float,
+        export_every_s: float,
+        publisher: str = "publisher",
+    ) -> None:
+        """Start at once; a database that is away is asked again with every call."""
+        ledger = Ledger(
+            ledger_url,
+            wait_window_s=wait_window_s,
+            orphan_after_s=orphan_after_s,
+            clock=time.time,
+        )
+        self._aggregator = Aggregator(
+            ledger,
+            InteractionDataset(Path(dataset_dir)),
+            announce=partial(call, publisher, "publish_prices"),
+            export_every_s=export_every_s,
+        )
+        self._aggregator.start()
+
+    async def ready(self) -> None:
+        """See `Aggregator.ready`."""
+        await self._aggregator.ready()
+
+    async def record(self, batch: pa.RecordBatch) -> int:
+        """See `Aggregator.record`."""
+        return await self._aggregator.record(batch)
+
+    async def submit(self, tenant: str, outcomes: Sequence[Outcome]) -> list[JoinStatus]:
+        """See `Aggregator.submit`."""
+        return await self._aggregator.submit(tenant, outcomes)
+
+    async def decision(self, decision_id: str) -> dict[str, Any] | None:
+        """See `Aggregator.decision`."""
+        return await self._aggregator.decision(decision_id)
+
+    async def interactions(self, after_seq: int, limit: int) -> pa.Table:
+        """See `Aggregator.interactions`."""
+        return await self._aggregator.interactions(after_seq, limit)
+
+    async def counts(self) -> LedgerCounts:
+        """See `Aggregator.counts`."""
+        return await self._aggregator.counts()
+
+    async def prices(self) -> PriceTable:
+        """See `Aggregator.prices`."""
+        return await self._aggregator.prices()
+
+    async def price_history(self, versions: Sequence[int]) -> dict[int, PriceTable]:
+        """See `Aggregator.price_history`."""
+        return await self._aggregator.price_history(versions)
+
+    async def put_arm(self, arm: Arm) -> PriceTable:
+        """See `Aggregator.put_arm`."""
+        return await self._aggregator.put_arm(arm)
+
+    async def patch_arm(self, name: str, changes: dict[str, float | int]) -> PriceTable:
+        """See `Aggregator.patch_arm`."""
+        return await self._aggregator.patch_arm(name, changes)
+
+    async def delete_arm(self, name: str) -> PriceTable:
+        """See `Aggregator.delete_arm`."""
+        return await self._aggregator.delete_arm(name)
+
+    async def stop(self) -> None:
+        """See `Aggregator.stop`; nothing may be called after it."""
+        await self._aggregator.stop()

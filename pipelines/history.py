@@ -1,0 +1,147 @@
+"""Every move of the champion, in order: written down before it is made, settled after.
+
+A crash in between leaves an intent, which says what to finish; so the history has no gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Final, Protocol
+
+from policies.versions import CHAMPION, AliasMove
+
+MAX_WORDS: Final = 500
+MAX_INTERRUPTED: Final = 100
+MS_PER_S: Final = 1000
+
+
+class RecordState(StrEnum):
+    """How far a record has come, in MLflow's words for a run."""
+
+    INTENDED = "RUNNING"
+    DONE = "FINISHED"
+    ABANDONED = "KILLED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One entry of the history as it is stored.
+
+    Attributes:
+        record_id: Its name in the store.
+        at_ms: When it was written, milliseconds since the epoch, UTC; orders the entries.
+        words: What it says, by name.
+    """
+
+    record_id: str
+    at_ms: int
+    words: Mapping[str, str]
+
+
+class RecordStore(Protocol):
+    """Where entries are kept. Every method raises Unavailable while it is away."""
+
+    def add_record(self, words: Mapping[str, str], *, title: str, at_ms: int) -> Record:
+        """Write an entry, its state INTENDED."""
+
+    def close_record(
+        self, record_id: str, words: Mapping[str, str], *, state: RecordState, at_ms: int
+    ) -> None:
+        """Add words to an entry, then set its state."""
+
+    def records(self, state: RecordState | None, *, limit: int) -> Sequence[Record]:
+        """List the entries in a state, or all, newest first, at most `limit`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """A move that is written down, but not known to be done.
+
+    Attributes:
+        record_id: The entry that holds it.
+        move: What is to happen.
+    """
+
+    record_id: str
+    move: AliasMove
+
+
+class AliasHistory:
+    """The ordered list of moves.
+
+    Args:
+        store: Where the entries are kept.
+        clock: Seconds since the epoch, UTC.
+    """
+
+    def __init__(self, store: RecordStore, *, clock: Callable[[], float]) -> None:
+        self._store, self._clock = store, clock
+        newest = store.records(None, limit=1)
+        self._last_ms = newest[0].at_ms if newest else 0
+
+    def intend(self, version: int, *, previous: int | None, who: str, why: str) -> Intent:
+        """Write down a move of the champion before it is made."""
+        words = {"version": str(version), "who": who[:MAX_WORDS], "why": why[:MAX_WORDS]}
+        if previous is not None:
+            words["previous"] = str(previous)
+        title = f"{CHAMPION}: {previous} to {version}"
+        return _as_intent(self._store.add_record(words, title=title, at_ms=self._next_ms()))
+
+    def settle(self, intent: Intent, *, swapped: int, waiting: int) -> AliasMove:
+        """Note that a move was made, and how many replicas followed; return it."""
+        words = {"replicas_swapped": str(swapped), "replicas_waiting": str(waiting)}
+        self._close(intent, words, state=RecordState.DONE)
+        return replace(intent.move, replicas_swapped=swapped, replicas_waiting=waiting)
+
+    def abandon(self, intent: Intent) -> None:
+        """Note that a move was never made."""
+        self._close(intent, {}, state=RecordState.ABANDONED)
+
+    def interrupted(self) -> list[Intent]:
+        """List the moves that a crash left between intent and settlement, oldest first."""
+        found = self._store.records(RecordState.INTENDED, limit=MAX_INTERRUPTED)
+        return [_as_intent(record) for record in reversed(found)]
+
+    def moves(self, limit: int) -> list[AliasMove]:
+        """List the moves that were made, newest first, at most `limit`."""
+        found = self._store.records(RecordState.DONE, limit=limit)
+        return [_as_intent(record).move for record in found]
+
+    def _close(self, intent: Intent, words: Mapping[str, str], *, state: RecordState) -> None:
+        self._store.close_record(intent.record_id, words, state=state, at_ms=self._now_ms())
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * MS_PER_S)
+
+    def _next_ms(self) -> int:
+        """Return the time of now, but after every entry so far: a clock set back keeps order."""
+        self._last_ms = max(self._now_ms(), self._last_ms + 1)
+        return self._last_ms
+
+
+def iso(at_ms: int) -> str:
+    """Write milliseconds since the epoch as ISO 8601, UTC.
+
+    >>> iso(0)
+    '1970-01-01T00:00:00.000+00:00'
+    """
+    return datetime.fromtimestamp(at_ms / MS_PER_S, tz=UTC).isoformat(timespec="milliseconds")
+
+
+def _as_intent(record: Record) -> Intent:
+    """Read an entry back."""
+    words = record.words
+    move = AliasMove(
+        alias=CHAMPION,
+        version=int(words["version"]),
+        previous=int(words["previous"]) if "previous" in words else None,
+        who=words["who"],
+        why=words["why"],
+        at=iso(record.at_ms),
+        replicas_swapped=int(words.get("replicas_swapped", 0)),
+        replicas_waiting=int(words.get("replicas_waiting", 0)),
+    )
+    return Intent(record_id=record.record_id, move=move)

@@ -1,0 +1,271 @@
+"""Keeps decisions, outcomes, matured interactions and prices; each public method is a transaction.
+
+What a method has returned is on the disk. The rules of joining are in `pipelines.joining`, the
+tables in `pipelines.schema`, the statements in `pipelines.ledger_sql`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import pyarrow as pa
+from sqlalchemy import Connection
+from sqlalchemy.exc import DataError, SQLAlchemyError
+
+from pipelines import ledger_sql as sql
+from pipelines.joining import Group
+from pipelines.ledger_prices import insert_prices, select_price_history, select_prices
+from pipelines.ledger_rows import MICROSECONDS, decision_json, decision_rows, interaction_table
+from pipelines.schema import is_durable, metadata, open_engine
+from policies.arms import PriceTable
+from policies.errors import InvalidRequest, Unavailable, UnknownArm
+from policies.interaction import JoinStatus, LedgerCounts, Outcome
+
+logger = logging.getLogger(__name__)
+
+# Bounds the time that feedback waits for windows that close all at once.
+MAX_CLOSED: Final = 10_000
+
+
+class Ledger:
+    """The durable join of decisions with what came back, on SQLite or PostgreSQL.
+
+    Writing transactions of one shard follow one another, in whatever process they run; a decision
+    and its outcomes always go to the same shard. Any thread may call.
+
+    Args:
+        url: SQLAlchemy URL, `sqlite:///path` or `postgresql+psycopg://...`.
+        wait_window_s: How long an outcome may take after its decision, seconds.
+        orphan_after_s: An outcome without its decision counts as orphaned after this, seconds.
+        clock: Seconds since the epoch, UTC.
+        shard: Which of several writers this is.
+
+    Raises:
+        Unavailable: The URL is for another database. Every method raises it, too, with nothing
+            changed, while the database is away, locked or full.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        wait_window_s: float,
+        orphan_after_s: float,
+        clock: Callable[[], float],
+        shard: int = 0,
+    ) -> None:
+        self._wait_window_s, self._orphan_after_s = wait_window_s, orphan_after_s
+        self._clock, self._shard = clock, shard
+        # Never out of date: a price table does not change once it has a version.
+        self._prices: dict[int, PriceTable] = {}
+        self._preparing, self._prepared = threading.Lock(), False
+        with _database_errors():
+            self._engine = open_engine(url)
+
+    def check(self) -> None:
+        """Raise Unavailable where the database is away, or could lose what it acknowledges."""
+        with self._reading() as connection:
+            durable = is_durable(connection)
+        if not durable:
+            raise Unavailable(
+                "the ledger's database does not flush its commits to disk",
+                field="ledger_url",
+                allowed="SQLite with synchronous=FULL; PostgreSQL with fsync, synchronous_commit",
+            )
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def record(self, batches: Sequence[pa.RecordBatch]) -> list[int]:
+        """Store decisions and join the outcomes that came before them.
+
+        Args:
+            batches: Schema DECISION_SCHEMA; a decision that is stored already stays as it is.
+
+        Returns:
+            How many decisions of each batch are new.
+
+        Raises:
+            InvalidRequest: Another schema, or a text that the database cannot hold.
+        """
+        rows = [decision_rows(batch, wait_window_s=self._wait_window_s) for batch in batches]
+        with self._writing() as connection:
+            new = [sql.insert_decisions(connection, batch) for batch in rows]
+            ids = [decision_id for batch in new for decision_id in batch]
+            early = sql.waiting_for(connection, ids)
+            group = self._load(connection, early)
+            joined = sum(group.record(decision_id) for decision_id in early)
+            sql.mark_joined(connection, early)
+            self._store(connection, group, {"decisions": len(ids), "joined": joined})
+        return [len(batch) for batch in new]
+
+    def submit(self, reports: Sequence[tuple[str, Outcome]]) -> list[JoinStatus]:
+        """Store outcomes, one after another.
+
+        Args:
+            reports: Tenant and outcome; the caller has verified that the decision id is theirs.
+
+        Returns:
+            What became of each, in order.
+        """
+        with self._writing() as connection:
+            group = self._load(connection, {outcome.decision_id for _, outcome in reports})
+            statuses = [group.receive(tenant, outcome) for tenant, outcome in reports]
+            totals = {
+                "outcomes": len(group.received),
+                "joined": sum(received.joined for received in group.received),
+                "duplicates": statuses.count(JoinStatus.DUPLICATE),
+                "expired": statuses.count(JoinStatus.EXPIRED),
+            }
+            self._store(connection, group, totals)
+        return statuses
+
+    def mature_expired(self, *, limit: int = MAX_CLOSED) -> int:
+        """Close wait windows that are over: what is known by then is learned from.
+
+        Args:
+            limit: Most windows to close in this transaction.
+
+        Returns:
+            How many were closed; as many as `limit` means that there may be more.
+        """
+        with self._writing() as connection:
+            ids = sql.closing(connection, now=self._now(), limit=limit)
+            group = self._load(connection, ids)
+            for decision_id in ids:
+                group.close(decision_id)
+            self._store(connection, group, {})
+            sql.close_decisions(connection, ids)
+        return len(ids)
+
+    def interactions(self, after_seq: int, limit: int) -> pa.Table:
+        """Read matured interactions in sequence order, schema INTERACTION_SCHEMA.
+
+        Args:
+            after_seq: Only those with a higher sequence number.
+            limit: Most rows to return.
+        """
+        with self._reading() as connection:
+            rows = sql.select_interactions(connection, after_seq=after_seq, limit=limit)
+        return interaction_table(rows)
+
+    def last_seq(self) -> int:
+        """Return the sequence number given last, 0 where there is none."""
+        with self._reading() as connection:
+            return sql.select_last_seq(connection)
+
+    def decision(self, decision_id: str) -> dict[str, Any] | None:
+        """Return all that is known of a decision as plain JSON values; None where nothing is.
+
+        The columns of DECISION_SCHEMA but the context, `closes_at` (end of its wait window),
+        `outcomes` in the order they came, and `interaction` (seq, revision, quality, cost_usd,
+        latency_ms, matured_at), None until it has matured.
+        """
+        with self._reading() as connection:
+            found = sql.select_decision(connection, decision_id)
+        return None if found is None else decision_json(*found)
+
+    def counts(self) -> LedgerCounts:
+        """Count what the ledger has seen, all shards together."""
+        orphaned_before = self._now() - round(self._orphan_after_s * MICROSECONDS)
+        with self._reading() as connection:
+            return sql.select_counts(connection, orphaned_before=orphaned_before)
+
+    def prices(self) -> PriceTable:
+        """Return the newest price table; an empty one, version 0, before the first."""
+        with self._reading() as connection:
+            return select_prices(connection)
+
+    def price_history(self, versions: Collection[int]) -> dict[int, PriceTable]:
+        """Return price tables by version; a version that never was is left out."""
+        with self._reading() as connection:
+            return select_price_history(connection, versions)
+
+    def change_prices(self, change: Callable[[PriceTable], PriceTable]) -> PriceTable:
+        """Store a changed price table; a change that changes nothing makes no version.
+
+        Args:
+            change: Returns the present table as the next version, or raises.
+
+        Returns:
+            The newest table.
+        """
+        with self._writing() as connection:
+            present = select_prices(connection)
+            changed = change(present)
+            if changed.arms == present.arms:
+                return present
+            insert_prices(connection, changed, now=self._now())
+        return changed
+
+    def _load(self, connection: Connection, decision_ids: Collection[str]) -> Group:
+        """Read what is stored about some decisions, ready to be joined."""
+        histories = sql.load_histories(connection, decision_ids)
+        versions = {h.recorded.price_version for h in histories.values() if h.recorded}
+        unread = versions - self._prices.keys()
+        if unread:
+            self._prices |= select_price_history(connection, unread)
+        return Group(histories, price=self._price, now=self._now())
+
+    def _store(self, connection: Connection, group: Group, totals: dict[str, int]) -> None:
+        """Write what a group has changed, and count it."""
+        sql.store_group(connection, group)
+        totals = totals | {"interactions": len(group.matured)}
+        sql.add_totals(connection, self._shard, totals)
+
+    def _price(self, version: int, arm: str, tokens_in: int, tokens_out: int) -> float | None:
+        """Price a call by its tokens; None where its price table is not known here."""
+        try:
+            priced = self._prices[version].arm(arm)
+        except (KeyError, UnknownArm):
+            logger.warning("price table %d does not know the arm: its cost stays open", version)
+            return None
+        return priced.cost_usd(tokens_in=tokens_in, tokens_out=tokens_out)
+
+    def _now(self) -> int:
+        """Return the time in microseconds since the epoch."""
+        return round(self._clock() * MICROSECONDS)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """Open a transaction that no other writer of this shard overlaps; commit at its end."""
+        with _database_errors():
+            self._prepare()
+            with self._engine.begin() as connection:
+                sql.lock_shard(connection, self._shard)
+                yield connection
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """Open a transaction that changes nothing."""
+        with _database_errors():
+            self._prepare()
+            with self._engine.connect() as connection:
+                yield connection
+
+    def _prepare(self) -> None:
+        """Create what is missing in the database; not at once, for it may be away at the start."""
+        with self._preparing:
+            if self._prepared:
+                return
+            metadata.create_all(self._engine)
+            with self._engine.begin() as connection:
+                sql.ensure_rows(connection, self._shard)
+            self._prepared = True
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """Turn what the database says into our own errors, without the values it was given."""
+    try:
+        yield
+    except DataError as error:
+        raise InvalidRequest("the ledger's database cannot hold a value", field="ledger") from error
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or type(error).__name__)[:200]
+        raise Unavailable(f"the ledger's database failed: {reason}", field="ledger") from error

@@ -1,0 +1,121 @@
+"""Calls of named actors from a thread that may block, with our own errors for their absence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+import pyarrow as pa
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from policies.arms import PriceTable
+from policies.artifact import PolicyArtifact
+from policies.errors import RouterError, Unavailable
+from policies.versions import AliasMove, Rollout, VersionInfo
+
+NAMESPACE: Final = "barp"
+CALL_TIMEOUT_S: Final = 60.0
+
+
+def call(
+    actor: str, method: str, *args: Any, timeout_s: float = CALL_TIMEOUT_S, **named: Any
+) -> Any:
+    """Call a method of a named actor and wait for what it returns.
+
+    Never from an event loop: it blocks.
+
+    Raises:
+        Unavailable: The actor does not exist, is restarting, or did not answer in time.
+        RouterError: Whatever the method raised of our own.
+    """
+    try:
+        handle = ray.get_actor(actor, namespace=NAMESPACE)
+    except ValueError as error:
+        raise Unavailable(f"{actor} is not running", field=actor) from error
+    try:
+        return ray.get(getattr(handle, method).remote(*args, **named), timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, RouterError):
+            raise error.cause from error
+        raise
+    except (RayActorError, GetTimeoutError) as error:
+        raise Unavailable(
+            f"{actor} does not answer: {type(error).__name__}", field=actor
+        ) from error
+
+
+class RemotePublisher:
+    """The publisher actor, as the registry calls it."""
+
+    def __init__(self, actor: str) -> None:
+        self._actor = actor
+
+    def publish(self, version: int, files: Mapping[str, bytes]) -> int:
+        """Announce a version; return the revision."""
+        return cast(int, call(self._actor, "publish", version, dict(files)))
+
+    def rollout(self, revision: int, timeout_s: float) -> Rollout:
+        """Wait up to `timeout_s` seconds for the replicas to hold a revision."""
+        return cast(Rollout, call(self._actor, "rollout", revision, timeout_s))
+
+    def version(self) -> int | None:
+        """Return the version announced last, None where there was none."""
+        return cast("int | None", call(self._actor, "status")["version"])
+
+
+class RemoteRegistry:
+    """The registry actor, as the trainer calls it."""
+
+    def __init__(self, actor: str) -> None:
+        self._actor = actor
+
+    def register(
+        self, artifact: PolicyArtifact, metrics: Mapping[str, float], tags: Mapping[str, str]
+    ) -> int:
+        """Store a version; return its number."""
+        return cast(int, call(self._actor, "register", artifact, dict(metrics), dict(tags)))
+
+    def challenge(self, version: int) -> None:
+        """Point the alias `challenger` at a version."""
+        call(self._actor, "challenge", version)
+
+    def promote(self, version: int, *, who: str, why: str) -> AliasMove:
+        """Make a version the champion."""
+        return cast(AliasMove, call(self._actor, "promote", version, who=who, why=why))
+
+    def versions(self) -> list[VersionInfo]:
+        """List all versions, newest first."""
+        return cast("list[VersionInfo]", call(self._actor, "versions"))
+
+    def artifact(self, version: int) -> PolicyArtifact:
+        """Read a version's policy."""
+        return cast(PolicyArtifact, call(self._actor, "artifact", version))
+
+    def champion(self) -> int | None:
+        """Return the version that serves."""
+        return cast("int | None", call(self._actor, "champion"))
+
+
+class RemoteInteractions:
+    """The aggregator actor, as the trainer reads it."""
+
+    def __init__(self, actor: str) -> None:
+        self._actor = actor
+
+    def interactions(self, after_seq: int, limit: int) -> pa.Table:
+        """Read matured interactions in sequence order, schema INTERACTION_SCHEMA."""
+        return call(self._actor, "interactions", after_seq, limit)
+
+    def last_seq(self) -> int:
+        """Return the sequence number given last, 0 where there is none."""
+        return int(call(self._actor, "counts").last_seq)
+
+    def prices(self) -> PriceTable:
+        """Return the price table of now."""
+        return cast(PriceTable, call(self._actor, "prices"))
+
+    def price_history(self, versions: Sequence[int]) -> dict[int, PriceTable]:
+        """Return price tables by version."""
+        tables = call(self._actor, "price_history", list(versions))
+        return cast("dict[int, PriceTable]", tables)

@@ -1,0 +1,191 @@
+"""The ledger's tables, and how to open a database that keeps what it acknowledges.
+
+Times are microseconds since the epoch, UTC; vectors are little-endian bytes. Each index is there
+for one query, named beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Double,
+    Engine,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from policies.errors import Unavailable
+
+# How long a transaction waits for another process that writes, seconds.
+BUSY_TIMEOUT_S: Final = 30
+SQLITE_SYNCHRONOUS_FULL: Final = 2
+
+metadata = MetaData()
+
+# Written once, read when outcomes join and when interactions leave. Nothing here is updated: a
+# row is some 2 KB, and to change one number would be to write it all again.
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("decision_id", Text, primary_key=True),
+    Column("decided_at", BigInteger, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("session", Text),
+    Column("prompt_hash", Text, nullable=False),
+    Column("prompt_characters", Integer, nullable=False),
+    Column("w_quality", Double, nullable=False),
+    Column("w_cost", Double, nullable=False),
+    Column("context", LargeBinary, nullable=False),  # float32
+    Column("encoder_id", Text, nullable=False),
+    Column("arms_offered", Text, nullable=False),  # JSON list of names
+    Column("pmf", LargeBinary, nullable=False),  # float64
+    Column("arm", Text, nullable=False),
+    Column("propensity", Double, nullable=False),
+    Column("policy_version", Integer, nullable=False),
+    Column("price_version", Integer, nullable=False),
+    Column("closes_at", BigInteger, nullable=False),
+)
+
+# Decisions that have not matured and whose wait window has not closed: a small table beside the
+# wide one.
+open_decisions = Table(
+    "open_decisions",
+    metadata,
+    Column("decision_id", Text, primary_key=True),
+    Column("closes_at", BigInteger, nullable=False, index=True),  # Ledger.mature_expired
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("decision_id", Text, primary_key=True),
+    Column("event_id", Text, primary_key=True),
+    Column("position", Integer, nullable=False),  # among the outcomes of its decision
+    Column("received_at", BigInteger, nullable=False),
+    Column("joined", Boolean, nullable=False),
+    Column("quality", Double),
+    Column("cost_usd", Double),
+    Column("tokens_in", BigInteger),
+    Column("tokens_out", BigInteger),
+    Column("latency_ms", Double),
+    Column("final", Boolean, nullable=False),
+)
+# Ledger.counts: only those that wait are in it.
+Index(
+    "outcomes_waiting",
+    outcomes.c.received_at,
+    sqlite_where=outcomes.c.joined.is_(False),
+    postgresql_where=outcomes.c.joined.is_(False),
+)
+
+interactions = Table(
+    "interactions",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),  # Ledger.interactions
+    Column("decision_id", Text, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("quality", Double),
+    Column("cost_usd", Double),
+    Column("latency_ms", Double),
+    Column("matured_at", BigInteger, nullable=False),
+    UniqueConstraint("decision_id", "revision"),  # joining finds the latest revision by it
+)
+
+price_tables = Table(
+    "price_tables",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("arms", Text, nullable=False),  # JSON, PriceTable.to_json
+)
+
+TOTALS: Final = ("decisions", "outcomes", "joined", "duplicates", "expired", "interactions")
+# One row a shard: its totals, and the lock that its writing transactions take first.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("shard", Integer, primary_key=True, autoincrement=False),
+    *(Column(name, BigInteger, nullable=False, default=0) for name in TOTALS),
+)
+
+# One row: the sequence number given last. Locked from the moment that numbers are taken to the
+# commit, so that on PostgreSQL, too, the order of numbers is the order of commits.
+sequence = Table(
+    "sequence",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("last_seq", BigInteger, nullable=False),
+)
+
+
+def open_engine(url: str) -> Engine:
+    """Get ready to connect to a database; `metadata.create_all` creates what is missing in it.
+
+    Args:
+        url: SQLAlchemy URL, `sqlite:///path` or `postgresql+psycopg://...`.
+
+    Raises:
+        Unavailable: It is neither of the two.
+    """
+    backend = make_url(url).get_backend_name()
+    if backend not in ("sqlite", "postgresql"):
+        raise Unavailable(
+            f"a ledger on {backend} is not supported",
+            field="ledger_url",
+            value=backend,
+            allowed="sqlite or postgresql+psycopg",
+        )
+    # Without hide_parameters an error's text would carry contexts and outcomes into the logs.
+    engine = create_engine(url, hide_parameters=True)
+    if backend == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def is_durable(connection: Connection) -> bool:
+    """Tell whether this connection's commits are on the disk when they return."""
+    if connection.dialect.name == "sqlite":
+        level = connection.execute(text("PRAGMA synchronous")).scalar_one()
+        return int(level) >= SQLITE_SYNCHRONOUS_FULL
+    shown = (connection.execute(text(f"SHOW {name}")) for name in ("fsync", "synchronous_commit"))
+    return all(setting.scalar_one() != "off" for setting in shown)
+
+
+def insert_new(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
+    """Build an insert that skips rows whose key is there already."""
+    if connection.dialect.name == "sqlite":
+        return sqlite.insert(table).on_conflict_do_nothing()
+    return postgresql.insert(table).on_conflict_do_nothing()
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    """Set up a new SQLite connection: write-ahead log, every commit flushed to disk."""
+    # The driver would begin a transaction only at the first write; `_begin_sqlite` does it.
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Begin for real: the first statement of a writing transaction takes the lock."""
+    connection.exec_driver_sql("BEGIN")

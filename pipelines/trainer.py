@@ -1,0 +1,243 @@
+"""Retrains from live feedback: new rows, update, judge, register, promote; in that order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from pipelines.gate import Verdict, judge
+from pipelines.lineage import lineage
+from pipelines.rows import HeldOut, InteractionSource, last_seq, read_rows, split_rows
+from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
+from policies.arms import PriceTable
+from policies.artifact import PolicyArtifact
+from policies.learners import load_policy
+from policies.learning import Learner, LearnerSpec
+from policies.versions import AliasMove, VersionInfo
+
+logger = logging.getLogger(__name__)
+
+WHO: Final = "trainer"
+QUARANTINED: Final = "quarantined"
+
+
+class RegistryPort(Protocol):
+    """Where versions are kept. Every method raises Unavailable."""
+
+    def register(
+        self, artifact: PolicyArtifact, metrics: Mapping[str, float], tags: Mapping[str, str]
+    ) -> int:
+        """Store a version; return its number."""
+
+    def challenge(self, version: int) -> None:
+        """Point the alias `challenger` at a version."""
+
+    def promote(self, version: int, *, who: str, why: str) -> AliasMove:
+        """Make a version the champion."""
+
+    def versions(self) -> list[VersionInfo]:
+        """List versions, newest first."""
+
+    def artifact(self, version: int) -> PolicyArtifact:
+        """Read a version's policy; raises ArtifactError."""
+
+    def champion(self) -> int | None:
+        """Return the version that serves."""
+
+
+class Trainer:
+    """Makes the next version of each learner's policy. Not for several threads at once.
+
+    Args:
+        learners: Who learns; the first one's initial version is the first champion.
+        source: Where interactions and prices are read.
+        registry: Where versions are kept.
+        plan: What to train, and when.
+        code: The code's version, for the lineage.
+        clock: Seconds since the epoch, UTC.
+    """
+
+    def __init__(
+        self,
+        learners: Sequence[Learner],
+        *,
+        source: InteractionSource,
+        registry: RegistryPort,
+        plan: TrainingPlan,
+        code: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._learners, self._source, self._registry = tuple(learners), source, registry
+        self._plan, self._code, self._clock = plan, code, clock
+        self._heldout = HeldOut(share=plan.holdout_share)
+        self._trained_at = clock()
+        self.status = TrainerStatus()
+
+    def bootstrap(self) -> None:
+        """See to it that each learner has a version and that one serves; then do nothing.
+
+        Raises:
+            Unavailable: Registry or aggregator is away.
+        """
+        latest = self._latest_versions()
+        for learner in self._learners:
+            if learner.kind not in latest:
+                version = self._registry.register(learner.initial(self._spec()), {}, {})
+                logger.info("version %d: first of %s", version, learner.kind)
+        latest = self._latest_versions()
+        if self._registry.champion() is None:
+            first = latest[self._learners[0].kind].version
+            self._registry.promote(first, who=WHO, why="first champion: nothing is learned yet")
+        cutoffs = [_cutoff(version) for version in latest.values()]
+        self.status.trained_to_seq = max([self.status.trained_to_seq, *cutoffs])
+
+    def due(self) -> bool:
+        """Say whether enough is new: by count, or by age with at least one; raises Unavailable."""
+        new = self._source.last_seq() - self.status.trained_to_seq
+        self.status.new_interactions = new
+        old = self._clock() - self._trained_at >= self._plan.max_age_s
+        return new >= self._plan.min_interactions or (new > 0 and old)
+
+    def train(self) -> list[TrainingResult]:
+        """Train every learner on what it has not seen; promote the best that the gate lets through.
+
+        A learner that fails is counted and left out; its rows wait for its next turn.
+
+        Raises:
+            Unavailable: Registry or aggregator is away.
+        """
+        newest = self._source.last_seq()
+        self._heldout.refresh(self._source)
+        latest = self._latest_versions()
+        results: list[TrainingResult] = []
+        for learner in self._learners:
+            try:
+                results += self._train_learner(learner, latest[learner.kind])
+            except Exception as error:
+                logger.exception("learner %s failed", learner.kind)
+                self.status.failed(learner.kind, error)
+        results = self._promote_best(results)
+        self._note(results, newest)
+        return results
+
+    def _train_learner(self, learner: Learner, parent: VersionInfo) -> list[TrainingResult]:
+        """Make, judge and register one version; none where nothing is new."""
+        after_seq = _cutoff(parent)
+        read = read_rows(self._source, after_seq=after_seq)
+        rows, _ = split_rows(read, share=self._plan.holdout_share)
+        if not len(rows):
+            return []
+        began = self._clock()
+        updated = learner.update(self._registry.artifact(parent.version), rows, self._prices(rows))
+        duration_s = self._clock() - began
+        training = lineage(
+            rows,
+            parent_version=parent.version,
+            after_seq=after_seq,
+            last_seq=last_seq(read),
+            holdout_share=self._plan.holdout_share,
+            seed=self._plan.seed,
+            trained_at=began,
+            duration_s=duration_s,
+            code_version=self._code,
+        )
+        artifact = replace(updated, training={**updated.training, **training})
+        champion = self._registry.champion()
+        verdict = self._judge(artifact, champion)
+        tags = {"verdict": verdict.reason, "judged_against": str(champion)}
+        version = self._registry.register(artifact, _metrics(verdict, rows, duration_s), tags)
+        result = TrainingResult(
+            kind=learner.kind,
+            version=version,
+            rows=len(rows),
+            duration_s=duration_s,
+            verdict=verdict,
+            promoted=False,
+        )
+        logger.info("version %d of %s: %s", version, learner.kind, verdict.reason)
+        return [result]
+
+    def _judge(self, artifact: PolicyArtifact, champion: int | None) -> Verdict:
+        """Let the gate compare a new policy with the champion."""
+        if champion is None:
+            return Verdict(promote=False, uplift=None, rows=0, reason="no champion to compare with")
+        heldout = self._heldout.rows
+        return judge(
+            load_policy(artifact),
+            load_policy(self._registry.artifact(champion)),
+            heldout,
+            self._prices(heldout),
+            cost_ceiling_usd=self._plan.cost_ceiling_usd,
+        )
+
+    def _promote_best(self, results: list[TrainingResult]) -> list[TrainingResult]:
+        """Name the best one challenger; promote it if the gate lets it through."""
+        judged = [result for result in results if result.verdict.uplift is not None]
+        if not judged:
+            return results
+        best = max(judged, key=_uplift)
+        self._registry.challenge(best.version)
+        if not best.verdict.promote:
+            return results
+        self._registry.promote(best.version, who=WHO, why=best.verdict.reason)
+        return [replace(one, promoted=one is best) for one in results]
+
+    def _note(self, results: Sequence[TrainingResult], newest: int) -> None:
+        """Remember how far this training came, so that the next one waits for more.
+
+        Where no version was made that is `newest`: asking again at once would change nothing.
+        """
+        latest = self._latest_versions()
+        read_to = (_cutoff(latest[result.kind]) for result in results)
+        self.status.trained_to_seq = max(read_to, default=newest)
+        self.status.heldout_rows = len(self._heldout.rows)
+        self.status.last_result = tuple(results)
+        self.status.trainings += 1
+        self._trained_at = self._clock()
+
+    def _latest_versions(self) -> dict[str, VersionInfo]:
+        """Return the newest version of each kind that is not in quarantine."""
+        usable = [one for one in self._registry.versions() if one.tags.get(QUARANTINED) != "true"]
+        return {version.kind: version for version in reversed(usable)}
+
+    def _prices(self, rows: pa.Table) -> dict[int, PriceTable]:
+        """Read the price tables that rows name."""
+        return self._source.price_history(rows.column("price_version").unique().to_pylist())
+
+    def _spec(self) -> LearnerSpec:
+        """Say what a first version is made from: the arms and prices of now."""
+        prices, plan = self._source.prices(), self._plan
+        return LearnerSpec(
+            arms=prices.arms,
+            encoder_id=plan.encoder_id,
+            context_dim=plan.context_dim,
+            cost_ceiling_usd=plan.cost_ceiling_usd,
+            exploration_total=plan.exploration_total,
+            price_version=prices.version,
+            seed=plan.seed,
+        )
+
+
+def _cutoff(version: VersionInfo) -> int:
+    """Return the last sequence number that a version has read, 0 for one that learned nothing."""
+    return int(version.tags.get("last_seq", 0))
+
+
+def _uplift(result: TrainingResult) -> float:
+    """Order results by what the gate estimated."""
+    uplift = result.verdict.uplift
+    return float("-inf") if uplift is None else uplift.mean
+
+
+def _metrics(verdict: Verdict, rows: pa.Table, duration_s: float) -> dict[str, float]:
+    """List the numbers that MLflow shows beside a version."""
+    metrics = {"rows": len(rows), "duration_s": duration_s, "heldout_rows": verdict.rows}
+    if verdict.uplift is not None:
+        uplift = verdict.uplift
+        metrics |= {"uplift": uplift.mean, "uplift_lower": uplift.lower}
+        metrics |= {"uplift_upper": uplift.upper}
+    return metrics

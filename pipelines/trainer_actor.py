@@ -1,0 +1,107 @@
+"""The trainer as a named actor: looks for new interactions, trains when enough has come."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from pipelines.lineage import code_version
+from pipelines.remote import RemoteInteractions, RemoteRegistry
+from pipelines.trainer import Trainer
+from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
+from policies.learning import Learner
+from policies.posterior import PosteriorLearner
+
+logger = logging.getLogger(__name__)
+
+MAX_PAUSE_S: Final = 30.0
+
+T = TypeVar("T")
+
+
+def _learners(num_learners: int) -> tuple[Learner, ...]:
+    """Make both learners; RLlib is imported here, where it is needed, and not in every process."""
+    from pipelines.rllib import RllibBarpLearner
+
+    return PosteriorLearner(), RllibBarpLearner(num_learners=num_learners)
+
+
+def _train_if_due(trainer: Trainer) -> None:
+    """Train if enough is new."""
+    if trainer.due():
+        trainer.train()
+
+
+class TrainerActor:
+    """The trainer as a named Ray actor: training blocks, so it has one thread of its own."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        *,
+        num_learners: int = 0,
+        poll_s: float = 0.5,
+        aggregator: str = "aggregator",
+        registry: str = "registry",
+    ) -> None:
+        """Start to look for new interactions; registry and aggregator may come up later."""
+        self._plan, self._num_learners = plan, num_learners
+        self._aggregator, self._registry = aggregator, registry
+        self._trainer: Trainer | None = None
+        self._failures, self._last_failure = 0, ""
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
+        self._looking = asyncio.get_running_loop().create_task(self._look(poll_s))
+
+    async def ready(self) -> None:
+        """Return once each learner has a version and one serves; raises Unavailable."""
+        await self._in_thread(Trainer.bootstrap)
+
+    async def train_now(self) -> list[TrainingResult]:
+        """Train on whatever is new, due or not; see `Trainer.train`."""
+        return await self._in_thread(Trainer.train)
+
+    async def status(self) -> dict[str, Any]:
+        """See `TrainerStatus`, as plain JSON values; answers during a training too."""
+        made = TrainerStatus() if self._trainer is None else self._trainer.status
+        loop = {"loop_failures": self._failures, "last_loop_failure": self._last_failure or None}
+        return asdict(made) | loop
+
+    async def _look(self, every_s: float) -> None:
+        """Train when it is due; a failure is counted and makes the next look wait longer."""
+        pause_s = every_s
+        while True:
+            try:
+                await self._in_thread(_train_if_due)
+                self._last_failure, pause_s = "", every_s
+            except Exception as error:
+                self._failures += 1
+                if str(error) != self._last_failure:
+                    logger.exception("training")
+                self._last_failure, pause_s = str(error), min(2 * pause_s, MAX_PAUSE_S)
+            await asyncio.sleep(pause_s)
+
+    async def _in_thread(self, step: Callable[[Trainer], T]) -> T:
+        """Run a step on the trainer in its thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: step(self._made()))
+
+    def _made(self) -> Trainer:
+        """Return the trainer, made and bootstrapped by the first call; raises Unavailable."""
+        if self._trainer is None:
+            trainer = Trainer(
+                _learners(self._num_learners),
+                source=RemoteInteractions(self._aggregator),
+                registry=RemoteRegistry(self._registry),
+                plan=self._plan,
+                code=code_version(Path(__file__).parents[1]),
+                clock=time.time,
+            )
+            trainer.bootstrap()
+            self._trainer = trainer
+        return self._trainer

@@ -1,0 +1,1 @@
+"""The decision and its mathematics; knows no Ray, MLflow, HTTP or database."""

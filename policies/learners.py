@@ -1,0 +1,42 @@
+"""From the kind in an artifact to the class that decides with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from policies.artifact import PolicyArtifact
+from policies.barp import BarpLearner, BarpPolicy
+from policies.errors import ArtifactError
+from policies.learning import Learner, LearnerSpec
+from policies.policy import Policy
+from policies.posterior import PosteriorLearner, PosteriorPolicy
+
+__all__ = ["BarpLearner", "Learner", "LearnerSpec", "PosteriorLearner", "load_policy"]
+
+POLICIES: Final[Mapping[str, Callable[[PolicyArtifact], Policy]]] = {
+    "barp": BarpPolicy,
+    "posterior": PosteriorPolicy,
+}
+
+
+def load_policy(artifact: PolicyArtifact) -> Policy:
+    """Make the policy that an artifact holds.
+
+    Raises:
+        ArtifactError: A kind this release does not know, or weights that do not fit together.
+    """
+    policy = POLICIES.get(artifact.kind)
+    if policy is None:
+        raise ArtifactError(
+            f"kind={artifact.kind!r} is not known",
+            field="kind",
+            value=artifact.kind,
+            allowed=", ".join(POLICIES),
+        )
+    try:
+        return policy(artifact)
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"weights of kind {artifact.kind!r} do not fit: {error}", field="weights"
+        ) from error

@@ -1,0 +1,64 @@
+"""Decision ids that only this service can issue, and prompt hashes that only it can repeat."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from typing import Final
+
+import uuid_utils
+
+from policies.errors import UnknownDecision
+
+TAG_BYTES: Final = 12  # 96 bits: out of reach of guessing, and 16 characters without padding
+HASH_BYTES: Final = 16
+# One secret, two uses: the prefix keeps a prompt from ever being read as an id, or the reverse.
+_ID_DOMAIN: Final = b"decision-id\x00"
+_PROMPT_DOMAIN: Final = b"prompt-hash\x00"
+
+
+class DecisionIds:
+    """Issues and verifies `<UUIDv7>.<HMAC over it and the tenant>`, without storing anything."""
+
+    def __init__(self, secret: bytes) -> None:
+        """Take the signing key, the same on every replica; 16 bytes at least."""
+        if len(secret) < HASH_BYTES:
+            raise ValueError(f"the signing secret needs {HASH_BYTES} bytes, it has {len(secret)}")
+        self._secret = secret
+
+    def issue(self, tenant: str) -> str:
+        """Make a new id for a tenant; ids sort by the time they were made."""
+        name = str(uuid_utils.uuid7())
+        return f"{name}.{self._tag(name, tenant)}"
+
+    def verify(self, decision_id: str, tenant: str) -> None:
+        """Accept what `issue` made for this tenant.
+
+        Raises:
+            UnknownDecision: The id is forged, damaged, or another tenant's.
+        """
+        name, _, tag = decision_id.partition(".")
+        if not hmac.compare_digest(self._tag(name, tenant).encode(), _utf8(tag)):
+            raise UnknownDecision(
+                "decision_id was not issued here for this tenant",
+                field="decision_id",
+                value=decision_id,
+                allowed="the decision_id of a route reply, with the tenant it was asked for",
+            )
+
+    def prompt_hash(self, prompt: str) -> str:
+        """Hash a prompt, salted with the secret: equal prompts agree, nobody else can test one."""
+        digest = hmac.digest(self._secret, _PROMPT_DOMAIN + _utf8(prompt), "sha256")
+        return digest[:HASH_BYTES].hex()
+
+    def _tag(self, name: str, tenant: str) -> str:
+        """Sign name and tenant; the length keeps the two from running into each other."""
+        signed = _utf8(name)
+        message = _ID_DOMAIN + len(signed).to_bytes(4, "big") + signed + _utf8(tenant)
+        digest = hmac.digest(self._secret, message, "sha256")
+        return base64.urlsafe_b64encode(digest[:TAG_BYTES]).decode()
+
+
+def _utf8(text: str) -> bytes:
+    """Encode any string, lone surrogates included, so that a forged one cannot raise."""
+    return text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,119 @@
+"""What a replica counts about itself, and how it leaves for the actor that sums all replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from policies.errors import Unavailable
+from policies.interaction import Decision, JoinStatus
+from services.actors import MetricsPort, Sample
+
+PUSH_INTERVAL_S: Final = 1.0
+# Seconds; from a static encoder's tenth of a millisecond to a queue that is far too long.
+BUCKETS: Final = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0,
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+class ReplicaMetrics:
+    """Counters, gauges and one histogram in a registry of this replica's own."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "barp_requests", "HTTP requests", ["route", "status"], registry=registry
+        )
+        self.overhead = Histogram(
+            "barp_overhead_seconds",
+            "The router's own time per request, s",
+            ["route"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._decisions = Counter(
+            "barp_decisions", "Requests routed", ["model", "policy_version"], registry=registry
+        )
+        self._feedback = Counter(
+            "barp_feedback", "Outcomes reported", ["status"], registry=registry
+        )
+        self.swaps = Counter("barp_swaps", "Publications taken over", registry=registry)
+        self.refused_publications = Counter(
+            "barp_publications_refused", "Publications that do not fit", registry=registry
+        )
+        self.publisher_failures = Counter(
+            "barp_publisher_failures",
+            "Long polls that failed, or brought what does not fit",
+            registry=registry,
+        )
+        self.policy_version = Gauge(
+            "barp_policy_version", "Version that decides", ["replica"], registry=registry
+        )
+        self.recorded = Counter(
+            "barp_decisions_recorded", "Decisions handed to the ledger", registry=registry
+        )
+        self.dropped = Counter(
+            "barp_decisions_dropped", "Decisions not recorded: buffer full", registry=registry
+        )
+        self.flush_failures = Counter(
+            "barp_flush_failures", "Hand-overs to the ledger to be repeated", registry=registry
+        )
+        self.buffered = Gauge(
+            "barp_decisions_buffered", "Decisions waiting for the ledger", registry=registry
+        )
+
+    def decided(self, decisions: Sequence[Decision]) -> None:
+        """Count decisions by model and version."""
+        for decision in decisions:
+            self._decisions.labels(decision.arm, str(decision.policy_version)).inc()
+
+    def reported(self, status: JoinStatus) -> None:
+        """Count one outcome by what became of it."""
+        self._feedback.labels(status.value).inc()
+
+    def samples(self) -> list[Sample]:
+        """Return all samples, cumulative since the replica's start: (name, labels, value, kind)."""
+        return [
+            (sample.name, dict(sample.labels), float(sample.value), family.type)
+            for family in self._registry.collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        ]
+
+
+class MetricsPusher:
+    """Sends the samples each second; a push that fails is made good by the next."""
+
+    def __init__(
+        self, port: MetricsPort, *, source: str, samples: Callable[[], list[Sample]]
+    ) -> None:
+        self._port, self._source, self._samples = port, source, samples
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; call within the event loop."""
+        self._task = asyncio.create_task(self._run(), name="push-metrics")
+
+    async def push(self) -> None:
+        """Send once; a sum that is away is logged, for the samples are cumulative."""
+        try:
+            await self._port.push(self._source, self._samples())
+        except Unavailable as error:
+            logger.info("metrics stay here for now: %s", error)
+
+    async def stop(self) -> None:
+        """Send a last time and end."""
+        if self._task is not None:
+            self._task.cancel()
+            await self.push()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(PUSH_INTERVAL_S)
+            await self.push()

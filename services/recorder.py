@@ -1,0 +1,128 @@
+"""Decisions on their way to the ledger: a bounded buffer that a reply never waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import Final, Literal
+
+from policies.errors import RouterError
+from policies.interaction import Decision, decisions_to_batch
+from services.actors import AggregatorPort
+from services.metrics import ReplicaMetrics
+
+# Rows handed over at once: laying 256 contexts out in columns holds the event loop for 0.5 ms.
+BATCH_ROWS: Final = 256
+BACKOFF_FIRST_S: Final = 0.1
+BACKOFF_MAX_S: Final = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Hands decisions over in the order they were made, again and again until they are stored.
+
+    A replica that is killed loses at most what was decided within the flush interval and one
+    hand-over; one that is stopped loses nothing, see `drain`.
+    """
+
+    def __init__(
+        self,
+        aggregator: AggregatorPort,
+        *,
+        flush_interval_s: float,
+        capacity: int,
+        when_full: Literal["drop", "wait"],
+        metrics: ReplicaMetrics,
+    ) -> None:
+        """Set it up; nothing runs before `start`.
+
+        Args:
+            aggregator: Who stores the decisions.
+            flush_interval_s: Longest a decision waits here while all is well, s.
+            capacity: Decisions held at most.
+            when_full: Whether `add` waits for room, or drops and counts.
+            metrics: Where recorded, dropped, buffered and failures are counted.
+        """
+        self._aggregator, self._metrics = aggregator, metrics
+        self._flush_interval_s, self._capacity = flush_interval_s, capacity
+        self._waits = when_full == "wait"
+        self._buffer: deque[Decision] = deque()
+        self._room, self._hurry = asyncio.Event(), asyncio.Event()
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to hand over; call within the event loop."""
+        self._task = asyncio.create_task(self._run(), name="record-decisions")
+
+    @property
+    def buffered(self) -> int:
+        """How many decisions wait."""
+        return len(self._buffer)
+
+    @property
+    def alive(self) -> bool:
+        """Whether decisions are being handed over."""
+        return self._task is not None and not self._task.done()
+
+    async def add(self, decisions: Sequence[Decision]) -> None:
+        """Take decisions in; returns at once as long as there is room."""
+        for decision in decisions:
+            while self._waits and len(self._buffer) >= self._capacity:
+                self._room.clear()
+                self._hurry.set()
+                await self._room.wait()
+            if len(self._buffer) >= self._capacity:
+                self._metrics.dropped.inc()
+            else:
+                self._buffer.append(decision)
+        self._metrics.buffered.set(len(self._buffer))
+
+    async def drain(self, *, timeout_s: float) -> int:
+        """Hand everything over and end; return how many decisions could not be."""
+        self._closing = True
+        self._hurry.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=timeout_s)
+            self._task.cancel()
+        if self._buffer:
+            logger.error("%d decisions were not recorded: the ledger is away", len(self._buffer))
+        return len(self._buffer)
+
+    async def _run(self) -> None:
+        while self._buffer or not self._closing:
+            await self._pause(self._flush_interval_s)
+            while self._buffer:
+                await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        """Send the oldest decisions, however often it takes; only then let go of them."""
+        batch = list(islice(self._buffer, BATCH_ROWS))
+        rows = decisions_to_batch(batch)
+        backoff_s = BACKOFF_FIRST_S
+        while True:
+            try:
+                await self._aggregator.record(rows)
+                break
+            except RouterError as error:
+                self._metrics.flush_failures.inc()
+                logger.warning("%d decisions wait for the ledger: %s", len(self._buffer), error)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+        for _ in batch:
+            self._buffer.popleft()
+        self._metrics.recorded.inc(len(batch))
+        self._metrics.buffered.set(len(self._buffer))
+        self._room.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait a while, or until somebody is in a hurry."""
+        try:
+            await asyncio.wait_for(self._hurry.wait(), seconds)
+        except TimeoutError:
+            return
+        self._hurry.clear()

@@ -1,0 +1,174 @@
+"""Errors as HTTP answers: one status a class, one body for all, never a prompt in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from policies.errors import (
+    ArtifactError,
+    Conflict,
+    InvalidPrompt,
+    InvalidRequest,
+    NoEligibleArm,
+    NotFound,
+    RouterError,
+    Unavailable,
+)
+from services.wire import PreferenceIn
+
+MAX_VALUE_CHARACTERS: Final = 100
+RETRY_AFTER_S: Final = 1
+_SECRET_FIELDS: Final = frozenset({"prompt", "messages"})
+
+
+class MalformedJson(InvalidRequest):
+    """A body that is not JSON as RFC 8259 has it."""
+
+    code = "malformed_json"
+
+
+class InvalidWeights(InvalidRequest):
+    """A preference whose keys or weights are not what they may be, each by itself."""
+
+    code = "invalid_preference"
+
+
+class Unauthorised(RouterError):
+    """No API key, or a wrong one (HTTP 401)."""
+
+    code = "unauthorised"
+
+
+class BodyTooLarge(RouterError):
+    """A body beyond the configured limit (HTTP 413)."""
+
+    code = "body_too_large"
+
+
+class MethodNotAllowed(RouterError):
+    """A path that exists, but not for this method (HTTP 405)."""
+
+    code = "method_not_allowed"
+
+
+class Expired(Conflict):
+    """An outcome that came after the wait window of its decision had closed."""
+
+    code = "expired"
+
+
+# The first class that fits gives the status.
+_STATUSES: Final[Sequence[tuple[type[RouterError], int]]] = (
+    (Unauthorised, 401),
+    (BodyTooLarge, 413),
+    (MethodNotAllowed, 405),
+    (InvalidRequest, 422),
+    (NoEligibleArm, 422),
+    (NotFound, 404),
+    (Conflict, 409),
+    # A stored version that does not load, or that this service's encoder cannot feed.
+    (ArtifactError, 409),
+    (Unavailable, 503),
+)
+
+
+def status_of(error: RouterError) -> int:
+    """Return the HTTP status of an error; 500 for one that has none."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
+def detail_of(error: RouterError) -> dict[str, Any]:
+    """Return the inner object of the error body."""
+    return {
+        "code": error.code,
+        "field": error.field,
+        "value": shown(error.value),
+        "allowed": error.allowed,
+        "message": _well_formed(str(error)),
+    }
+
+
+def refusal(error: RouterError) -> Response:
+    """Answer with an error, and with Retry-After where trying again makes sense."""
+    status = status_of(error)
+    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    if isinstance(error, Unauthorised):
+        headers["www-authenticate"] = "Bearer"
+    return Response(
+        to_json({"error": detail_of(error)}),
+        status_code=status,
+        headers=headers,
+        media_type="application/json",
+    )
+
+
+def shown(value: object) -> object:
+    """Cut a value to what an error may repeat: a number as it is, all else as a short string."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 2**53:
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    # Of a huge number only the head is shown, and Python refuses to print the hugest.
+    text = hex(value) if isinstance(value, int) else str(value)
+    return _well_formed(text[:MAX_VALUE_CHARACTERS])
+
+
+def invalid(error: ValidationError, model: type[BaseModel]) -> InvalidRequest:
+    """Turn the first complaint about a body into our own error."""
+    return from_complaint(error.errors(include_url=False)[0], known=tuple(model.model_fields))
+
+
+def from_complaint(complaint: Mapping[str, Any], *, known: Sequence[str] = ()) -> InvalidRequest:
+    """Turn one of pydantic's complaints into our own error.
+
+    Args:
+        complaint: One entry of `ValidationError.errors()`.
+        known: The keys that would have been taken at the top level.
+    """
+    kind, path = complaint["type"], [str(step) for step in complaint["loc"]]
+    if kind == "json_invalid":
+        reason = complaint.get("ctx", {}).get("error", "not JSON")
+        return MalformedJson(
+            f"the body is not JSON: {reason}", field="body", allowed="JSON (RFC 8259), UTF-8"
+        )
+    allowed = complaint["msg"]
+    if kind == "extra_forbidden":
+        keys = tuple(PreferenceIn.model_fields) if "preference" in path[:-1] else known
+        allowed = f"only {', '.join(keys)}" if keys else allowed
+    name = _well_formed(".".join(path))[:MAX_VALUE_CHARACTERS] or "body"
+    return _kind_of(path)(
+        f"{name}: {complaint['msg']}",
+        field=name,
+        value=_repeatable(complaint, path),
+        allowed=allowed,
+    )
+
+
+def _kind_of(path: Sequence[str]) -> type[InvalidRequest]:
+    """Choose the error class by what the complaint is about."""
+    if _SECRET_FIELDS.intersection(path):
+        return InvalidPrompt
+    return InvalidWeights if "preference" in path else InvalidRequest
+
+
+def _repeatable(complaint: Mapping[str, Any], path: Sequence[str]) -> object:
+    """Return the value complained of, unless it is, or may hold, a prompt."""
+    value = complaint["input"]
+    if isinstance(value, int | float):
+        return value
+    unnamed = all(isinstance(step, int) for step in complaint["loc"])
+    hidden = unnamed or complaint["type"] == "extra_forbidden" or _SECRET_FIELDS.intersection(path)
+    return value if isinstance(value, str) and not hidden else None
+
+
+def _well_formed(text: str) -> str:
+    """Replace lone surrogates, which have no place in UTF-8 and so none in a reply."""
+    return text.encode("utf-8", "replace").decode("utf-8")

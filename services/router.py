@@ -1,0 +1,258 @@
+"""One decision: encode, ask for the pmf, draw, sign, record. Knows nothing of HTTP or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from policies.arms import Arm
+from policies.errors import (
+    InvalidPrompt,
+    InvalidRequest,
+    NoEligibleArm,
+    RouterError,
+    UnknownArm,
+)
+from policies.interaction import Decision
+from policies.policy import sample
+from policies.preference import Preference
+from services.champion import Champion
+from services.decision_ids import DecisionIds
+from services.encoders import Encoder
+
+DEFAULT_TENANT = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterArgs:
+    """What a router replica is set to.
+
+    Attributes:
+        secret: Signs decision ids and salts prompt hashes; the same on every replica.
+        encoder_dir: Folder of the exported encoder.
+        publish_dir: Where the publisher leaves champion and pointer.
+        default_preference: The trade-off of requests that name none.
+        max_prompt_characters: Longest prompt accepted.
+        max_batch: Most requests in one batch call.
+        max_feedback: Most outcomes in one feedback call.
+        max_body_bytes: Largest request body accepted.
+        api_key_sha256: SHA-256 of the key callers must send, hexadecimal; None asks for none.
+        record_buffer: Decisions held at most while the ledger is away.
+        record_flush_ms: Longest a decision waits in the replica, milliseconds.
+        record_when_full: With a full buffer, drop the record or make the request wait.
+        start_timeout_s: How long a new replica waits for its first champion, seconds.
+    """
+
+    secret: bytes = field(repr=False)
+    encoder_dir: Path
+    publish_dir: Path
+    default_preference: Preference = field(
+        default_factory=lambda: Preference(quality=0.7, cost=0.3)
+    )
+    max_prompt_characters: int = 200_000
+    max_batch: int = 256
+    max_feedback: int = 10_000
+    max_body_bytes: int = 8 * 1024 * 1024
+    api_key_sha256: str | None = None
+    record_buffer: int = 20_000
+    record_flush_ms: float = 50.0
+    record_when_full: Literal["drop", "wait"] = "wait"
+    start_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteRequest:
+    """One prompt to be routed.
+
+    Attributes:
+        prompt: The text that decides.
+        preference: The caller's trade-off; None takes the configured one.
+        models: Names the caller permits; None permits all.
+        max_cost_usd: Upper bound on a model's list cost for this prompt, USD.
+        tenant: Whose request.
+        session: Conversation it belongs to, None where it stands alone.
+    """
+
+    prompt: str
+    preference: Preference | None = None
+    models: tuple[str, ...] | None = None
+    max_cost_usd: float | None = None
+    tenant: str = DEFAULT_TENANT
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the policy expects of the model it chose: quality in [0, 1], cost in USD."""
+
+    quality: float
+    cost_usd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """A decision as recorded, and what the policy expects of it, where it models outcomes."""
+
+    decision: Decision
+    expected: Expected | None
+
+
+class HoldsChampion(Protocol):
+    """Where the router reads the champion; `services.champion.ChampionSource` is the real one."""
+
+    @property
+    def current(self) -> Champion:
+        """What decides now; raises Unavailable where there is nothing yet."""
+
+
+class TakesDecisions(Protocol):
+    """Where decisions go; `services.recorder.Recorder` is the real one."""
+
+    async def add(self, decisions: Sequence[Decision]) -> None:
+        """Take decisions in, without waiting as long as there is room."""
+
+
+class Router:
+    """Decides, for one request or a batch by the same path."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        champion: HoldsChampion,
+        decision_ids: DecisionIds,
+        recorder: TakesDecisions,
+        args: RouterArgs,
+        *,
+        clock: Callable[[], float],
+        rng: Generator,
+    ) -> None:
+        """Take its parts; `clock` gives seconds since the epoch, `rng` draws the models."""
+        self._encoder, self._champion, self._ids = encoder, champion, decision_ids
+        self._recorder, self._args = recorder, args
+        self._clock, self._rng = clock, rng
+
+    async def decide(self, requests: Sequence[RouteRequest]) -> list[Routed]:
+        """Route requests, all or none of them, and hand the decisions to the recorder.
+
+        Raises:
+            InvalidPrompt: A prompt is empty or too long.
+            InvalidRequest: More requests than a batch may have, or an unknown model allowed.
+            NoEligibleArm: An allow-list or cost limit leaves nothing to choose from.
+            Unavailable: There is no champion yet.
+        """
+        if len(requests) > self._args.max_batch:
+            raise InvalidRequest(
+                f"{len(requests)} requests in one batch",
+                field="requests",
+                value=len(requests),
+                allowed=f"at most {self._args.max_batch}",
+            )
+        prompts = []
+        for index, request in enumerate(requests):
+            with _in_batch(index, size=len(requests)):
+                prompts.append(self._prompt(request))
+        if not prompts:
+            return []
+        contexts = await self._encoder.encode(prompts)
+        # Read once, after the wait: no request is decided by a champion that has since gone.
+        champion = self._champion.current
+        routed = []
+        for index, request in enumerate(requests):
+            with _in_batch(index, size=len(requests)):
+                routed.append(self._decide_one(champion, request, prompts[index], contexts[index]))
+        await self._recorder.add([one.decision for one in routed])
+        return routed
+
+    def _prompt(self, request: RouteRequest) -> str:
+        """Return the prompt in a form every encoder takes; raises InvalidPrompt."""
+        length = len(request.prompt)
+        too_long = length > self._args.max_prompt_characters
+        if too_long or not request.prompt.strip():
+            raise InvalidPrompt(
+                f"the prompt has {length} characters" + ("" if too_long else ", all blank"),
+                field="prompt",
+                allowed=f"1 to {self._args.max_prompt_characters} characters, not all blank",
+            )
+        # A lone surrogate is a legal str but has no UTF-8 form, which tokenizers need.
+        return request.prompt.encode("utf-8", "replace").decode("utf-8")
+
+    def _decide_one(
+        self,
+        champion: Champion,
+        request: RouteRequest,
+        prompt: str,
+        context: NDArray[np.float32],
+    ) -> Routed:
+        """Draw one model from the pmf that is logged with it."""
+        preference = request.preference or self._args.default_preference
+        offered = _offered(champion, request, len(prompt))
+        pmf = champion.policy.pmf(context, preference, offered)
+        chosen = sample(pmf, uniform=self._rng.random())
+        decision = Decision(
+            decision_id=self._ids.issue(request.tenant),
+            decided_at=datetime.fromtimestamp(self._clock(), UTC),
+            tenant=request.tenant,
+            session=request.session or None,
+            prompt_hash=self._ids.prompt_hash(prompt),
+            prompt_characters=len(prompt),
+            preference=preference,
+            context=context,
+            encoder_id=self._encoder.encoder_id,
+            arms_offered=tuple(arm.name for arm in offered),
+            pmf=pmf,
+            arm=offered[chosen].name,
+            propensity=float(pmf[chosen]),
+            policy_version=champion.version,
+            price_version=champion.prices.version,
+        )
+        return Routed(decision=decision, expected=_expected(champion, context, offered, chosen))
+
+
+def _offered(champion: Champion, request: RouteRequest, prompt_characters: int) -> tuple[Arm, ...]:
+    """List the arms this request may go to; raises InvalidRequest or NoEligibleArm."""
+    try:
+        return champion.prices.offered(
+            allow=request.models,
+            max_cost_usd=request.max_cost_usd,
+            prompt_characters=prompt_characters,
+        )
+    except UnknownArm as error:
+        # What does not exist is an entry of the allow-list, not the thing asked for: no 404.
+        raise InvalidRequest(
+            str(error), field="models", value=error.value, allowed=error.allowed
+        ) from error
+    except NoEligibleArm as error:
+        if not champion.prices.arms:
+            error.allowed = "at least one model: add it with PUT /v1/models/{name}"
+        raise
+
+
+def _expected(
+    champion: Champion, context: NDArray[np.float32], offered: Sequence[Arm], chosen: int
+) -> Expected | None:
+    """Read off what the policy expects of the chosen arm; None where it models no outcome."""
+    expectation = champion.policy.expect(context, offered)
+    if expectation is None:
+        return None
+    return Expected(
+        quality=float(expectation.quality[chosen]), cost_usd=float(expectation.cost_usd[chosen])
+    )
+
+
+@contextmanager
+def _in_batch(index: int, *, size: int) -> Iterator[None]:
+    """Say which request of a batch an error is about."""
+    try:
+        yield
+    except RouterError as error:
+        if size > 1:
+            error.field = f"{index}.{error.field}"
+        raise

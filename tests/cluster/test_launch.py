@@ -1,0 +1,38 @@
+"""What a launch refuses before it starts anything."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from cluster.launch import LaunchError, refuse_open_address, state_lock, usable_port
+from cluster.settings import Settings
+
+
+def test_open_address_needs_a_key() -> None:
+    with pytest.raises(LaunchError, match="BARP_API_KEY"):
+        refuse_open_address(Settings(host="0.0.0.0"))
+    refuse_open_address(Settings(host="127.0.0.1"))
+
+
+def test_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LaunchError, match=f"port={port}") as refused:
+            usable_port("127.0.0.1", port)
+    assert refused.value.field == "port"
+
+
+def test_port_zero_takes_a_free_one() -> None:
+    assert usable_port("127.0.0.1", 0) > 0
+
+
+def test_state_folder_serves_one_service_at_a_time(tmp_path: Path) -> None:
+    with state_lock(tmp_path), pytest.raises(LaunchError, match="in use"), state_lock(tmp_path):
+        pass
+    with state_lock(tmp_path):
+        pass

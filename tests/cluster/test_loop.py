@@ -1,0 +1,277 @@
+"""The whole loop over HTTP: learn, publish, swap, roll back, restart, scale."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from service_process import ServiceProcess, StartService
+
+pytestmark = pytest.mark.ray
+
+PRICES = {
+    "cheap": {"input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.4},
+    "middle": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0},
+    "dear": {"input_usd_per_mtok": 5.0, "output_usd_per_mtok": 25.0},
+}
+QUALITY = {"cheap": 0.4, "middle": 0.7, "dear": 0.9}
+COST_USD = {"cheap": 0.0002, "middle": 0.002, "dear": 0.01}
+
+
+class Load:
+    """Closed-loop clients that route, and report outcomes, until they are stopped."""
+
+    def __init__(self, url: str, *, clients: int, feedback: bool = True) -> None:
+        self.answers: list[tuple[float, int, dict[str, Any]]] = []
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(url, number, feedback))
+            for number in range(clients)
+        ]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, url: str, number: int, feedback: bool) -> None:
+        turn = 0
+        with httpx.Client(base_url=url, timeout=60.0) as http:
+            while not self._stop.is_set():
+                turn += 1
+                weight = (number * 7 + turn) % 11 / 10
+                body = {
+                    "prompt": f"Question {turn} of client {number}: what is {turn} + {number}?",
+                    "preference": {"quality": weight, "cost": 1 - weight},
+                }
+                try:
+                    answer = http.post("/v1/route", json=body)
+                    if answer.status_code != httpx.codes.OK:
+                        self.failures.append(answer.text)
+                        continue
+                    decision = answer.json()
+                    self.answers.append((time.time(), number, decision))
+                    if feedback:
+                        model = decision["model"]
+                        report = {
+                            "decision_id": decision["decision_id"],
+                            "quality": QUALITY[model],
+                            "cost_usd": COST_USD[model],
+                        }
+                        told = http.post("/v1/feedback", json=report)
+                        if told.status_code != httpx.codes.ACCEPTED:
+                            self.failures.append(told.text)
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+
+    def versions(self) -> set[int]:
+        """Which versions have answered so far."""
+        return {decision["policy_version"] for _, _, decision in self.answers}
+
+
+@pytest.fixture(scope="module")
+def service(
+    start_service: StartService, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServiceProcess]:
+    """Two replicas, quick retraining; started where foreign packages of our names lie."""
+    cwd = tmp_path_factory.mktemp("foreign")
+    for name in ("services", "policies", "pipelines", "cluster"):
+        (cwd / name).mkdir()
+        (cwd / name / "__init__.py").write_text("raise ImportError('a stranger was imported')\n")
+    running = start_service(
+        tmp_path_factory.mktemp("loop"),
+        cwd=cwd,
+        min_replicas=2,
+        max_replicas=2,
+        retrain_min_interactions=80,
+        holdout_share=0.3,
+    )
+    for name, prices in PRICES.items():
+        running.http.put(f"/v1/models/{name}", json=prices).raise_for_status()
+    yield running
+    assert running.stop() == 0
+
+
+def champion_of(service: ServiceProcess) -> int:
+    """Read the champion's number over HTTP."""
+    champion: int = service.get("/v1/versions")["champion"]
+    return champion
+
+
+def test_versions_are_learned_and_swapped_in_under_load(service: ServiceProcess) -> None:
+    with Load(service.url, clients=4) as load:
+        service.wait_for(lambda: len(load.versions()) >= 3, timeout_s=180)
+    assert load.failures == []
+
+    moves = service.get("/v1/versions/history")["history"]
+    ever_champion = {move["version"] for move in moves if move["alias"] == "champion"}
+    assert load.versions() <= ever_champion
+    for at, _, decision in load.answers:
+        first = min(
+            move_time(move) for move in moves if move["version"] == decision["policy_version"]
+        )
+        assert at >= first - 1.0, "a version answered before it was champion"
+
+
+def move_time(move: dict[str, Any]) -> float:
+    """When an alias moved, seconds since the epoch."""
+    from datetime import datetime
+
+    return datetime.fromisoformat(move["at"]).timestamp()
+
+
+def test_every_decision_is_recorded_and_every_outcome_joined(service: ServiceProcess) -> None:
+    with Load(service.url, clients=2) as load:
+        service.wait_for(lambda: len(load.answers) >= 40)
+
+    def settled() -> bool:
+        ledger = service.get("/v1/status")["ledger"]
+        return bool(ledger["joined"] == ledger["outcomes"] and ledger["pending"] == 0)
+
+    service.wait_for(settled, timeout_s=20)
+    for _, _, decision in load.answers[:10]:
+        record = service.get(f"/v1/decisions/{decision['decision_id']}")
+        assert record["arm"] == decision["model"]
+        assert record["propensity"] == pytest.approx(decision["propensity"])
+
+
+def test_rollback_moves_all_replicas_within_a_second_and_fails_no_request(
+    service: ServiceProcess,
+) -> None:
+    left = champion_of(service)
+    with Load(service.url, clients=4, feedback=False) as load:
+        service.wait_for(lambda: len(load.answers) >= 20)
+        move = service.http.post("/v1/versions/rollback", json={"why": "test"}).json()
+        moved_at = time.time()
+        service.wait_for(lambda: len([a for a in load.answers if a[0] > moved_at + 1.0]) >= 20)
+    assert load.failures == []
+    assert move["version"] != left
+    assert (move["replicas_swapped"], move["replicas_waiting"]) == (2, 0)
+    after = {d["policy_version"] for at, _, d in load.answers if at > moved_at + 1.0}
+    assert after == {move["version"]}
+
+
+def test_foreign_mlflow_client_moves_the_service(service: ServiceProcess) -> None:
+    target = 1 if champion_of(service) != 1 else 2
+    uri = f"sqlite:///{service.state_dir / 'mlflow.db'}"
+    code = (
+        "import sys; from mlflow import MlflowClient; uri, version = sys.argv[1:];"
+        "MlflowClient(uri, uri).set_registered_model_alias('barp', 'champion', version)"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code, uri, str(target)], check=True, timeout=120)
+    service.wait_for(lambda: service.route()["policy_version"] == target, timeout_s=10)
+    newest = service.get("/v1/versions/history")["history"][0]
+    assert (newest["version"], newest["who"]) == (target, "mlflow")
+
+
+def test_mlflow_loads_the_champion_as_pyfunc(service: ServiceProcess, encoder_dir: Path) -> None:
+    import mlflow
+    import pandas as pd
+
+    uri = f"sqlite:///{service.state_dir / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    model = mlflow.pyfunc.load_model("models:/barp@champion")
+    frame = pd.DataFrame({"prompt": ["Name a prime."], "quality": [0.7], "cost": [0.3]})
+    pmf = model.predict(frame)
+    assert float(pmf.to_numpy().sum()) == pytest.approx(1.0)
+
+
+def test_every_listening_socket_is_loopback(service: ServiceProcess) -> None:
+    root = psutil.Process(service.process.pid)
+    listening = [
+        (process.name(), connection.laddr.ip)
+        for process in (root, *root.children(recursive=True))
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert [entry for entry in listening if entry[1] not in loopback] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/route", b'{"prompt": "x", "preference": {"speed": 1}}', "preference.speed"),
+        ("/v1/route", b'{"prompt": "x", "preference": {"quality": -1}}', "preference.quality"),
+        ("/v1/route", b'{"prompt": "x", "preference": {"quality": NaN}}', None),
+        ("/v1/route", b'{"prompt": ""}', "prompt"),
+        ("/v1/route", b'{"prompt": "' + b"x" * 1_000_000 + b'"}', "prompt"),
+        ("/v1/route", b'{"prompt": ', None),
+        ("/v1/feedback", b'{"decision_id": "0.forged", "quality": 1}', "decision_id"),
+        ("/v1/feedback", b'{"decision_id": "0.forged", "quality": 1.7}', "quality"),
+    ],
+)
+def test_bad_input_is_refused_by_name(
+    service: ServiceProcess, path: str, body: bytes, field: str | None
+) -> None:
+    answer = service.http.post(path, content=body)
+    assert 400 <= answer.status_code < 500
+    error = answer.json()["error"]
+    assert error["code"]
+    if field is not None:
+        assert error["field"] == field
+    assert "xxxx" not in answer.text
+    service.route()
+
+
+def test_a_restart_keeps_champion_ledger_and_learning(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    options = {"retrain_min_interactions": 60, "holdout_share": 0.3}
+    first = start_service(tmp_path, **options)
+    for name, prices in PRICES.items():
+        first.http.put(f"/v1/models/{name}", json=prices).raise_for_status()
+    with Load(first.url, clients=4) as load:
+        first.wait_for(lambda: len(load.versions()) >= 2, timeout_s=120)
+    champion = champion_of(first)
+    decisions = len(load.answers)
+    assert load.failures == []
+    assert first.stop() == 0
+
+    second = start_service(tmp_path, **options)
+    assert champion_of(second) == champion
+    assert second.route()["policy_version"] == champion
+    ledger = second.get("/v1/status")["ledger"]
+    assert ledger["decisions"] >= decisions
+    assert ledger["joined"] >= decisions
+    newest = second.get("/v1/versions")["versions"][0]["version"]
+    with Load(second.url, clients=4) as load:
+        second.wait_for(
+            lambda: second.get("/v1/versions")["versions"][0]["version"] > newest, timeout_s=120
+        )
+    assert load.failures == []
+    assert second.stop() == 0
+
+
+def test_a_load_step_brings_a_second_replica_and_takes_it_back(
+    start_service: StartService, tmp_path: Path
+) -> None:
+    service = start_service(tmp_path, min_replicas=1, max_replicas=2, downscale_delay_s=5)
+    for name, prices in PRICES.items():
+        service.http.put(f"/v1/models/{name}", json=prices).raise_for_status()
+
+    def replicas() -> int:
+        return len(service.get("/v1/status")["publisher"]["replicas"])
+
+    with Load(service.url, clients=64, feedback=False) as load:
+        service.wait_for(lambda: replicas() == 2, timeout_s=60)
+    assert load.failures == []
+    assert load.versions() == {champion_of(service)}
+    service.wait_for(lambda: replicas() == 1, timeout_s=120)
+    assert service.stop() == 0

@@ -1,0 +1,32 @@
+"""Parts that tests share: one local Ray cluster a run, one exported encoder a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.environment import prepare_environment
+
+# Before anything imports Ray or numpy: they read the environment only once.
+prepare_environment()
+
+
+@pytest.fixture(scope="session")
+def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A local Ray cluster, namespace `barp`, shared by all tests that ask for it."""
+    from cluster.launch import local_ray, working_directory
+
+    with working_directory(tmp_path_factory.mktemp("ray")), local_ray():
+        yield
+
+
+@pytest.fixture(scope="session")
+def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The MiniLM encoder, exported once for the whole run."""
+    from cluster.launch import ensure_encoder
+
+    folder = tmp_path_factory.mktemp("encoder") / "minilm"
+    ensure_encoder(folder)
+    return folder

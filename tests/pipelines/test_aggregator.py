@@ -1,0 +1,299 @@
+"""The aggregator without Ray: grouping, export, prices, and what happens when parts fail."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import ray
+from clock import Clock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ledgers import ARM, TENANT, WAIT_WINDOW_S, batch, decision, open_ledger
+
+from pipelines.aggregator import Aggregator, AggregatorActor
+from pipelines.dataset import DamagedDataset, InteractionDataset
+from pipelines.group_commit import GroupCommit
+from policies.arms import PriceTable
+from policies.errors import InvalidRequest, Unavailable, UnknownArm
+from policies.interaction import JoinStatus, Outcome, decisions_to_batch
+
+NEVER_S = 3600.0
+
+
+@asynccontextmanager
+async def running(
+    url: str,
+    folder: Path,
+    *,
+    clock: Clock | None = None,
+    announce: Callable[[PriceTable], object] = lambda table: None,
+    every_s: float = NEVER_S,
+) -> AsyncIterator[Aggregator]:
+    """Run an aggregator; its loops turn once at the start, then every `every_s` seconds."""
+    aggregator = Aggregator(
+        open_ledger(url, clock or Clock()),
+        InteractionDataset(folder),
+        announce=announce,
+        export_every_s=every_s,
+        close_every_s=every_s,
+    )
+    aggregator.start()
+    try:
+        yield aggregator
+    finally:
+        await aggregator.stop()
+
+
+def test_concurrent_callers_each_get_their_own_answers(ledger_url: str, tmp_path: Path) -> None:
+    ids = [f"d{number}" for number in range(30)]
+
+    async def main() -> None:
+        async with running(ledger_url, tmp_path / "interactions") as aggregator:
+            batches = [batch(ids[start : start + 5]) for start in range(0, 30, 5)]
+            assert await asyncio.gather(*map(aggregator.record, [*batches, batches[0]])) == [
+                *([5] * 6),
+                0,
+            ]
+            outcomes = [
+                [
+                    Outcome(decision_id=i, quality=0.5, final=True),
+                    Outcome(decision_id=f"x{i}", quality=1),
+                ]
+                for i in ids
+            ]
+            statuses = await asyncio.gather(
+                *(aggregator.submit(TENANT, pair) for pair in outcomes),
+                aggregator.submit(TENANT, []),
+            )
+            assert statuses == [[JoinStatus.JOINED, JoinStatus.PENDING]] * 30 + [[]]
+            counts = await aggregator.counts()
+            assert (counts.joined, counts.pending, counts.interactions) == (30, 30, 30)
+            rows = await aggregator.interactions(10, 5)
+            assert rows["seq"].to_pylist() == [11, 12, 13, 14, 15]
+
+    asyncio.run(main())
+
+
+def test_what_matured_is_exported_at_the_stop(ledger_url: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(ledger_url, tmp_path / "interactions") as aggregator:
+            await aggregator.ready()
+            await aggregator.record(batch(["a"]))
+            await aggregator.submit(TENANT, [Outcome(decision_id="a", quality=0.5, final=True)])
+
+    asyncio.run(main())
+    exported = InteractionDataset(tmp_path / "interactions").read()
+    assert exported["decision_id"].to_pylist() == ["a"]
+
+
+def test_the_loops_close_windows_and_export(tmp_path: Path) -> None:
+    clock = Clock()
+    dataset = InteractionDataset(tmp_path / "interactions")
+
+    async def main() -> None:
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+        async with running(url, tmp_path / "interactions", clock=clock, every_s=0.01) as aggregator:
+            await aggregator.record(batch(["a"]))
+            await aggregator.submit(TENANT, [Outcome(decision_id="a", quality=0.5)])
+            clock.now += WAIT_WINDOW_S
+            async with asyncio.timeout(60):
+                while not dataset.parts():
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert dataset.read()["quality"].to_pylist() == [0.5]
+
+
+def test_a_loop_survives_a_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The database's folder is not there yet; once it is, all goes on by itself."""
+    folder = tmp_path / "later"
+
+    async def main() -> None:
+        url = f"sqlite:///{folder / 'ledger.db'}"
+        async with running(url, tmp_path / "interactions", every_s=0.01) as aggregator:
+            with pytest.raises(Unavailable):
+                await aggregator.ready()
+            async with asyncio.timeout(60):
+                while "failed, again in" not in caplog.text:
+                    await asyncio.sleep(0.01)
+            folder.mkdir()
+            await aggregator.ready()
+            await aggregator.record(batch(["a"]))
+
+    asyncio.run(main())
+
+
+def test_another_ledgers_dataset_is_refused(tmp_path: Path) -> None:
+    """A ledger that begins anew would export nothing until it has caught up."""
+
+    async def main() -> None:
+        async with running(f"sqlite:///{tmp_path / 'old.db'}", tmp_path / "data") as old:
+            await old.record(batch(["a"]))
+            await old.submit(TENANT, [Outcome(decision_id="a", quality=0.5, final=True)])
+        new = Aggregator(
+            open_ledger(f"sqlite:///{tmp_path / 'new.db'}", Clock()),
+            InteractionDataset(tmp_path / "data"),
+            announce=lambda table: None,
+            export_every_s=NEVER_S,
+        )
+        with pytest.raises(DamagedDataset, match="move the dataset away"):
+            await new.ready()
+        with pytest.raises(DamagedDataset):
+            await new.stop()
+
+    asyncio.run(main())
+
+
+def test_prices_change_by_version_and_are_announced(ledger_url: str, tmp_path: Path) -> None:
+    announced: list[PriceTable] = []
+
+    async def main() -> None:
+        data = tmp_path / "data"
+        async with running(ledger_url, data, announce=announced.append) as aggregator:
+            first = await aggregator.put_arm(ARM)
+            second = await aggregator.patch_arm("dear", {"usd_per_call": 0.5})
+            third = await aggregator.delete_arm("dear")
+            assert [table.version for table in (first, second, third)] == [1, 2, 3]
+            assert second.arm("dear").usd_per_call == 0.5
+            assert third.arms == ()
+            assert announced == [first, second, third]
+            assert await aggregator.prices() == third
+            assert await aggregator.price_history([1, 2]) == {1: first, 2: second}
+            with pytest.raises(UnknownArm):
+                await aggregator.patch_arm("dear", {"usd_per_call": 0.5})
+
+    asyncio.run(main())
+
+
+def test_prices_are_kept_while_the_publisher_is_away(tmp_path: Path) -> None:
+    def away(table: PriceTable) -> None:
+        raise Unavailable("publisher is not running")
+
+    async def main() -> None:
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+        async with running(url, tmp_path / "data", announce=away) as aggregator:
+            assert await aggregator.put_arm(ARM) == await aggregator.prices()
+
+    asyncio.run(main())
+
+
+def test_a_call_the_database_refuses_fails_alone(ledger_url: str, tmp_path: Path) -> None:
+    """PostgreSQL holds no NUL in a text; SQLite does."""
+    bad = decisions_to_batch([decision("bad", session="a\x00b")])
+
+    async def main() -> list[int | BaseException]:
+        async with running(ledger_url, tmp_path / "data") as aggregator:
+            batches = [batch(["a"]), bad, batch(["b"])]
+            return await asyncio.gather(*map(aggregator.record, batches), return_exceptions=True)
+
+    one, other, last = asyncio.run(main())
+    assert (one, last) == (1, 1)
+    assert isinstance(other, InvalidRequest) if "postgresql" in ledger_url else other == 1
+
+
+class SlowStore:
+    """Takes its first item only when told to, and notes which items came together."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[int]] = []
+        self.go_on = threading.Event()
+
+    def commit(self, items: Sequence[int]) -> list[int]:
+        """Store items, double them; an odd one past 100 is refused with its whole group."""
+        self.go_on.wait(timeout=60)
+        self.groups.append(list(items))
+        if any(item > 100 and item % 2 for item in items):
+            raise InvalidRequest("odd")
+        return [2 * item for item in items]
+
+
+@pytest.fixture
+def thread() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def commit_all(
+    items: Sequence[int], thread: ThreadPoolExecutor, *, max_size: int = 100
+) -> tuple[SlowStore, list[int | BaseException]]:
+    """Add items all at once; return the store and what each caller got."""
+    store = SlowStore()
+    group: GroupCommit[int, int] = GroupCommit(
+        store.commit, thread=thread, size=lambda item: 1, max_size=max_size
+    )
+
+    async def main() -> list[int | BaseException]:
+        callers = [asyncio.create_task(group.add(item)) for item in items]
+        await asyncio.sleep(0)
+        store.go_on.set()
+        results = await asyncio.gather(*callers, return_exceptions=True)
+        await group.drain()
+        return results
+
+    return store, asyncio.run(main())
+
+
+def test_callers_that_come_together_share_a_transaction(thread: ThreadPoolExecutor) -> None:
+    store, results = commit_all(range(50), thread)
+    assert results == [2 * item for item in range(50)]
+    assert store.groups == [list(range(50))]
+
+
+def test_a_group_has_a_largest_size(thread: ThreadPoolExecutor) -> None:
+    store, _ = commit_all(range(7), thread, max_size=3)
+    assert store.groups == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@given(st.lists(st.integers(0, 200), max_size=8), st.integers(1, 4))
+@settings(deadline=None, max_examples=40, derandomize=True)
+def test_only_refused_callers_fail(items: list[int], max_size: int) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        _, results = commit_all(items, executor, max_size=max_size)
+    for item, result in zip(items, results, strict=True):
+        if item > 100 and item % 2:
+            assert isinstance(result, InvalidRequest)
+        else:
+            assert result == 2 * item
+
+
+@pytest.mark.ray
+def test_the_actor_keeps_what_it_acknowledged_when_it_is_killed(
+    ray_local: None, tmp_path: Path
+) -> None:
+    """Killed without a word, restarted by Ray: the same ledger, the same answers."""
+    actor = (
+        ray.remote(AggregatorActor)
+        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        .remote(
+            f"sqlite:///{tmp_path / 'ledger.db'}",
+            str(tmp_path / "interactions"),
+            wait_window_s=WAIT_WINDOW_S,
+            orphan_after_s=60.0,
+            export_every_s=0.05,
+            publisher="no-publisher-of-that-name",
+        )
+    )
+    ray.get(actor.ready.remote(), timeout=120)
+    assert ray.get(actor.put_arm.remote(ARM)).version == 1
+    outcome = Outcome(decision_id="a", quality=0.5, cost_usd=0.1)
+    assert ray.get(actor.submit.remote(TENANT, [outcome])) == [JoinStatus.PENDING]
+
+    ray.kill(actor, no_restart=False)
+
+    assert ray.get(actor.record.remote(batch(["a"])), timeout=120) == 1
+    assert ray.get(actor.submit.remote(TENANT, [outcome])) == [JoinStatus.DUPLICATE]
+    rows: pa.Table = ray.get(actor.interactions.remote(0, 10))
+    assert rows["decision_id"].to_pylist() == ["a"]
+    assert ray.get(actor.counts.remote()).joined == 1
+    told = ray.get(actor.decision.remote("a"))
+    assert told["interaction"]["quality"] == 0.5
+    ray.get(actor.stop.remote(), timeout=60)
+    ray.kill(actor)
+    assert len(InteractionDataset(tmp_path / "interactions").read()) == 1

@@ -1,0 +1,243 @@
+"""The ledger against a plain model: whatever comes, in whatever order, it ends the same."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from clock import START_S, Clock
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from ledgers import ARM, ORPHAN_AFTER_S, TENANT, WAIT_WINDOW_S, batch, open_ledger, priced
+from sqlalchemy import create_engine
+
+from pipelines.dataset import InteractionDataset, export
+from pipelines.schema import metadata
+from policies.interaction import LedgerCounts, Outcome
+
+IDS = ("a", "b", "c")
+
+OUTCOMES = st.builds(
+    Outcome,
+    decision_id=st.sampled_from(IDS),
+    event_id=st.sampled_from([None, None, None, "e", "f"]),
+    quality=st.sampled_from([None, 0.0, 0.5, 1.0]),
+    cost_usd=st.sampled_from([None, None, 0.0, 0.01]),
+    tokens_in=st.sampled_from([None, None, 100]),
+    tokens_out=st.sampled_from([None, None, 10, 20]),
+    # Always one value, for a report of nothing is no outcome.
+    latency_ms=st.sampled_from([1.0, 2.0]),
+    final=st.sampled_from([False, False, False, True]),
+)
+
+Values = tuple[float | None, float | None, float | None]
+
+
+class Broken(Exception):
+    """The process dies in the middle of a transaction."""
+
+
+class BreakableClock(Clock):
+    """A clock at which a transaction can be made to die."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = False
+
+    def __call__(self) -> float:
+        """Return the time, or raise Broken."""
+        if self.broken:
+            raise Broken
+        return super().__call__()
+
+
+@dataclass
+class Model:
+    """The contract in plain Python: one decision and one report at a time, nothing durable."""
+
+    recorded: set[str] = field(default_factory=set)
+    open: set[str] = field(default_factory=set)
+    reports: dict[str, list[Outcome]] = field(default_factory=lambda: {i: [] for i in IDS})
+    received_at: list[tuple[str, float]] = field(default_factory=list)
+    interactions: list[tuple[str, int, Values]] = field(default_factory=list)
+    duplicates: int = 0
+    expired: int = 0
+
+    def record(self, decision_id: str) -> None:
+        """Record a decision, once."""
+        if decision_id not in self.recorded:
+            self.recorded.add(decision_id)
+            self.open.add(decision_id)
+            self.mature(decision_id)
+
+    def report(self, outcome: Outcome, now: float) -> str:
+        """Take a report; return what becomes of it."""
+        known = self.reports[outcome.decision_id]
+        if outcome.event_id is None and any(
+            _values_of(r) == _values_of(outcome) for r in known if r.event_id is None
+        ):
+            self.duplicates += 1
+            return "duplicate"
+        same_event = [r for r in known if outcome.event_id and r.event_id == outcome.event_id]
+        if same_event:
+            self.duplicates += same_event == [outcome]
+            return "duplicate" if same_event == [outcome] else "invalid"
+        if outcome.decision_id in self.recorded and now >= START_S + WAIT_WINDOW_S:
+            self.expired += 1
+            return "expired"
+        known.append(outcome)
+        self.received_at.append((outcome.decision_id, now))
+        if outcome.decision_id not in self.recorded:
+            return "pending"
+        return self.mature(outcome.decision_id)
+
+    def mature(self, decision_id: str, *, closed: bool = False) -> str:
+        """Add an interaction or a correction where one is due."""
+        reports = self.reports[decision_id]
+        quality, cost_usd, tokens_in, tokens_out, latency_ms = (
+            next((v for r in reversed(reports) if (v := getattr(r, name)) is not None), None)
+            for name in ("quality", "cost_usd", "tokens_in", "tokens_out", "latency_ms")
+        )
+        if cost_usd is None and tokens_in is not None and tokens_out is not None:
+            cost_usd = ARM.cost_usd(tokens_in=tokens_in, tokens_out=tokens_out)
+        before = [values for i, _, values in self.interactions if i == decision_id]
+        complete = quality is not None and cost_usd is not None
+        something = quality is not None or cost_usd is not None
+        final = any(report.final for report in reports)
+        if not (before or complete or final or (closed and something)):
+            return "joined"
+        values = (quality, cost_usd, latency_ms)
+        if before and before[-1] == values:
+            return "joined"
+        self.open.discard(decision_id)
+        self.interactions.append((decision_id, len(before), values))
+        return "superseded" if before else "joined"
+
+    def close(self, now: float) -> int:
+        """Close the windows that are over; return how many."""
+        closing = sorted(self.open) if now >= START_S + WAIT_WINDOW_S else []
+        for decision_id in closing:
+            self.mature(decision_id, closed=True)
+            self.open.discard(decision_id)
+        return len(closing)
+
+    def counts(self, now: float) -> LedgerCounts:
+        """Count as the ledger should."""
+        waiting = [at for decision_id, at in self.received_at if decision_id not in self.recorded]
+        orphaned = sum(at <= now - ORPHAN_AFTER_S for at in waiting)
+        return LedgerCounts(
+            decisions=len(self.recorded),
+            outcomes=len(self.received_at),
+            joined=len(self.received_at) - len(waiting),
+            pending=len(waiting) - orphaned,
+            orphaned=orphaned,
+            duplicates=self.duplicates,
+            expired=self.expired,
+            interactions=len(self.interactions),
+            last_seq=len(self.interactions),
+        )
+
+
+def _values_of(outcome: Outcome) -> tuple[object, ...]:
+    names = ("quality", "cost_usd", "tokens_in", "tokens_out", "latency_ms", "final")
+    return tuple(getattr(outcome, name) for name in names)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Records, reports, repeats, waits, crashes and restarts, in any order."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        super().__init__()
+        self.url, self.folder = url, folder
+        self.clock, self.model = BreakableClock(), Model()
+        self.ledger = open_ledger(url, self.clock)
+        self.ledger.change_prices(priced)
+
+    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4))
+    def record(self, ids: list[str]) -> None:
+        """Record decisions; some again, some twice in a batch."""
+        before = len(self.model.recorded)
+        for decision_id in ids:
+            self.model.record(decision_id)
+        new = self.ledger.record([batch(ids[:1], at=START_S), batch(ids[1:], at=START_S)])
+        assert sum(new) == len(self.model.recorded) - before
+
+    @rule(outcomes=st.lists(OUTCOMES, min_size=1, max_size=6))
+    def submit(self, outcomes: list[Outcome]) -> None:
+        """Report outcomes in one transaction; the model takes them one by one."""
+        expected = [self.model.report(outcome, self.clock.now) for outcome in outcomes]
+        statuses = self.ledger.submit([(TENANT, outcome) for outcome in outcomes])
+        assert [status.value for status in statuses] == expected
+
+    @rule(seconds=st.sampled_from([ORPHAN_AFTER_S, WAIT_WINDOW_S / 2, WAIT_WINDOW_S]))
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.clock.now += seconds
+
+    @rule()
+    def close_windows(self) -> None:
+        """Mature what has waited long enough."""
+        assert self.ledger.mature_expired() == self.model.close(self.clock.now)
+
+    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3), outcome=OUTCOMES)
+    def die_in_a_transaction(self, ids: list[str], outcome: Outcome) -> None:
+        """Nothing of what was under way may remain."""
+        self.clock.broken = True
+        with pytest.raises(Broken):
+            self.ledger.record([batch(ids)])
+        with pytest.raises(Broken):
+            self.ledger.submit([(TENANT, outcome)])
+        self.clock.broken = False
+
+    @rule()
+    def restart(self) -> None:
+        """Open the same database anew."""
+        self.ledger.close()
+        self.ledger = open_ledger(self.url, self.clock)
+
+    @rule()
+    def export(self) -> None:
+        """Copy what has matured, as a process would that has just started."""
+        dataset = InteractionDataset(self.folder)
+        export(self.ledger.interactions, dataset, max_part_rows=2)
+        assert dataset.read().equals(self.ledger.interactions(0, 1000))
+
+    @invariant()
+    def the_ledger_is_as_the_model(self) -> None:
+        """Counts, interactions, their numbers and their order."""
+        assert self.ledger.counts() == self.model.counts(self.clock.now)
+        rows = self.ledger.interactions(0, 1000).to_pylist()
+        assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
+        names = ("quality", "cost_usd", "latency_ms")
+        assert [
+            (row["decision_id"], row["revision"], tuple(row[name] for name in names))
+            for row in rows
+        ] == self.model.interactions
+
+    def teardown(self) -> None:
+        """Leave an empty database to the next run."""
+        self.ledger.close()
+        engine = create_engine(self.url)
+        with engine.begin() as connection:
+            for table in metadata.tables.values():
+                connection.execute(table.delete())
+        engine.dispose()
+
+
+def test_the_ledger_ends_as_the_model_does(ledger_url: str, tmp_path: Path) -> None:
+    def machine() -> LedgerMachine:
+        return LedgerMachine(ledger_url, Path(tempfile.mkdtemp(dir=tmp_path)))
+
+    run_state_machine_as_test(
+        machine,  # type: ignore[arg-type]  # it takes whatever makes a machine
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=15,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,377 @@
+"""The HTTP contract, request by request, over the real request path."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from replica_fakes import HeldChampion, Replica, a_champion, some_args
+
+from policies.arms import PriceTable
+
+SECRET_TEXT = "a secret nobody may read"
+
+
+@pytest.fixture
+def replica() -> Replica:
+    """A replica with three models and a champion."""
+    return Replica()
+
+
+def test_route_answers_as_in_the_contract(replica: Replica) -> None:
+    answer = replica.call(
+        "POST", "/v1/route", json={"prompt": "hi", "preference": {"quality": 3, "cost": 1}}
+    )
+    body = answer.json()
+    [decision] = replica.decisions
+    assert answer.status_code == 200
+    assert set(body) == {
+        "decision_id",
+        "model",
+        "propensity",
+        "policy_version",
+        "preference",
+        "expected",
+    }
+    assert body["preference"] == {"quality": 0.75, "cost": 0.25}
+    assert (body["decision_id"], body["model"]) == (decision.decision_id, decision.arm)
+    assert body["propensity"] == pytest.approx(decision.propensity)
+    assert body["policy_version"] == 2
+    assert answer.headers["x-barp-decision-id"] == body["decision_id"]
+    assert answer.headers["x-barp-model"] == body["model"]
+    assert answer.headers["x-barp-policy-version"] == "2"
+    assert float(answer.headers["x-barp-overhead-ms"]) > 0
+
+
+def test_default_preference_holds_where_none_is_given(replica: Replica) -> None:
+    assert replica.route()["preference"] == pytest.approx({"quality": 0.7, "cost": 0.3})
+
+
+def test_a_missing_weight_is_zero(replica: Replica) -> None:
+    assert replica.route(preference={"cost": 2})["preference"] == {"quality": 0.0, "cost": 1.0}
+
+
+def test_messages_are_routed_as_their_joined_text(replica: Replica) -> None:
+    chat = [
+        {"role": "system", "content": "Be brief.", "name": "ignored"},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Name"}, {"type": "image_url"}],
+        },
+    ]
+    for body in ({"messages": chat}, {"prompt": "Be brief.\n\nName"}):
+        assert replica.call("POST", "/v1/route", json=body).status_code == 200
+    first, second = replica.decisions
+    assert first.prompt_hash == second.prompt_hash
+
+
+def test_an_empty_session_is_none(replica: Replica) -> None:
+    replica.route(session="")
+    replica.route(session="talk-1")
+    assert [decision.session for decision in replica.decisions] == [None, "talk-1"]
+
+
+def test_allow_list_and_cost_limit_decide_what_is_offered(replica: Replica) -> None:
+    assert replica.route(models=["dear"])["model"] == "dear"
+    assert replica.route(max_cost_usd=0.0002)["model"] == "cheap"
+    assert [d.arms_offered for d in replica.decisions] == [("dear",), ("cheap",)]
+
+
+def test_without_models_the_error_says_how_to_add_one() -> None:
+    empty = PriceTable(version=0, arms=())
+    replica = Replica(champion=HeldChampion(a_champion(prices=empty)))
+    answer = replica.call("POST", "/v1/route", json={"prompt": "hi"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["code"] == "no_eligible_arm"
+    assert "PUT /v1/models" in answer.json()["error"]["allowed"]
+
+
+def test_a_batch_is_encoded_once_and_answers_in_order(replica: Replica) -> None:
+    requests = [{"prompt": f"p{i}", "models": [m]} for i, m in enumerate(["dear", "cheap"])]
+    for body in (requests, {"requests": requests}):
+        answer = replica.call("POST", "/v1/route/batch", json=body)
+        assert [one["model"] for one in answer.json()["results"]] == ["dear", "cheap"]
+    assert replica.encoder.calls == [2, 2]
+
+
+def test_a_batch_with_a_bad_request_routes_none_and_names_it(replica: Replica) -> None:
+    for bad, field in (
+        ({"prompt": ""}, "1.prompt"),
+        ({"prompt": "x", "models": ["nobody"]}, "1.models"),
+        ({"prompt": "x", "preference": {"quality": 0}}, "1.preference"),
+    ):
+        answer = replica.call("POST", "/v1/route/batch", json=[{"prompt": "fine"}, bad])
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, field)
+    assert replica.decisions == []
+
+
+BAD_ROUTES: list[tuple[bytes, str, str | None]] = [
+    (b'{"prompt": "x", "preference": {"speed": 1}}', "invalid_preference", "preference.speed"),
+    (b'{"prompt": "x", "preference": {"quality": -1}}', "invalid_preference", "preference.quality"),
+    (
+        b'{"prompt": "x", "preference": {"quality": NaN}}',
+        "invalid_preference",
+        "preference.quality",
+    ),
+    (
+        b'{"prompt": "x", "preference": {"cost": Infinity}}',
+        "invalid_preference",
+        "preference.cost",
+    ),
+    (b'{"prompt": "x", "preference": {"quality": 1e999}}', "invalid_preference", None),
+    (b'{"prompt": "x", "preference": {}}', "invalid_preference", "preference"),
+    (b'{"prompt": "x", "preference": "best"}', "invalid_preference", "preference"),
+    (b'{"prompt": ""}', "invalid_prompt", "prompt"),
+    (b'{"prompt": " \\n"}', "invalid_prompt", "prompt"),
+    (b'{"prompt": 7}', "invalid_prompt", "prompt"),
+    (b"{}", "invalid_prompt", "prompt"),
+    (b'{"prompt": "x", "messages": []}', "invalid_prompt", "prompt"),
+    (b'{"messages": [{"content": "x"}]}', "invalid_prompt", "messages.0.role"),
+    (b'{"prompt": "' + b"x" * 1001 + b'"}', "invalid_prompt", "prompt"),
+    (b'{"prompt": "x", "temperature": 1}', "invalid_request", "temperature"),
+    (b'{"prompt": "x", "models": ["nobody"]}', "invalid_request", "models"),
+    (b'{"prompt": "x", "models": []}', "no_eligible_arm", "models"),
+    (b'{"prompt": "x", "max_cost_usd": 0}', "no_eligible_arm", "max_cost_usd"),
+    (b'{"prompt": "x", "max_cost_usd": -1}', "invalid_request", "max_cost_usd"),
+    (b'{"prompt": "x", "max_cost_usd": "1"}', "invalid_request", "max_cost_usd"),
+    (b'{"prompt": "x", "tenant": ""}', "invalid_request", "tenant"),
+    (b'{"prompt": "x", "tenant": "' + b"t" * 201 + b'"}', "invalid_request", "tenant"),
+    (b'{"prompt": "x", "session": "a\\u0000b"}', "invalid_request", "session"),
+    (b'{"prompt": ', "malformed_json", "body"),
+    (b"", "malformed_json", "body"),
+    (b"\xff\xfe", "malformed_json", "body"),
+    (b'{"prompt": "\\ud800"}', "malformed_json", "body"),
+    (b"[" * 100_000, "malformed_json", "body"),
+    (b'["x"]', "invalid_request", "body"),
+    (b"null", "invalid_request", "body"),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "field"), BAD_ROUTES)
+def test_bad_route_is_refused_by_name(
+    replica: Replica, body: bytes, code: str, field: str | None
+) -> None:
+    answer = replica.call("POST", "/v1/route", content=body)
+    error = answer.json()["error"]
+    assert answer.status_code == 422
+    assert set(error) == {"code", "field", "value", "allowed", "message"}
+    assert error["code"] == code
+    if field is not None:
+        assert error["field"] == field
+    assert error["allowed"]
+    assert len(str(error["value"])) <= 100
+    assert replica.decisions == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": SECRET_TEXT * 100},
+        {"promt": SECRET_TEXT},
+        {"prompt": [SECRET_TEXT]},
+        {"prompt": SECRET_TEXT, "messages": [{"role": "user", "content": SECRET_TEXT}]},
+        {"messages": [{"role": 1, "content": SECRET_TEXT}]},
+        {"messages": [{"role": "user", "content": {"text": SECRET_TEXT}}]},
+        {"messages": SECRET_TEXT},
+        [SECRET_TEXT],
+        SECRET_TEXT,
+    ],
+)
+def test_errors_never_repeat_a_prompt(replica: Replica, body: Any) -> None:
+    for path in ("/v1/route", "/v1/route/batch"):
+        answer = replica.call("POST", path, json=body)
+        assert answer.status_code == 422
+        assert SECRET_TEXT not in answer.text
+    broken = json.dumps(body).encode()[:-1]
+    assert SECRET_TEXT not in replica.call("POST", "/v1/route", content=broken).text
+
+
+def test_an_odd_prompt_is_routed_like_any_other(replica: Replica) -> None:
+    for prompt in ("a\x00b", "🏳️‍🌈", "\u202eback", "x" * 1000):
+        replica.route(prompt=prompt)
+
+
+def test_a_body_beyond_the_limit_is_413(replica: Replica) -> None:
+    for method, path in (("POST", "/v1/route"), ("PUT", "/v1/models/x")):
+        answer = replica.call(method, path, content=b" " * 1_000_001)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_before_the_first_champion_route_is_503_and_not_ready() -> None:
+    replica = Replica(champion=HeldChampion(None))
+    answer = replica.call("POST", "/v1/route", json={"prompt": "hi"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert replica.call("GET", "/readyz").status_code == 503
+    assert replica.call("GET", "/healthz").text == "ok\n"
+
+
+def test_ready_says_what_the_replica_holds(replica: Replica) -> None:
+    answer = replica.call("GET", "/readyz")
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "ready": True,
+        "id": "replica-1",
+        "encoder_id": "hash-encoder",
+        "policy_version": 2,
+        "learner": "price",
+        "revision": 2,
+        "price_version": 3,
+        "models": 3,
+    }
+
+
+def test_unknown_paths_and_methods_have_the_error_body(replica: Replica) -> None:
+    for method, path, status, code in (
+        ("GET", "/v2/route", 404, "not_found"),
+        ("GET", "/", 404, "not_found"),
+        ("GET", "/v1/route", 405, "method_not_allowed"),
+        ("DELETE", "/v1/versions", 405, "method_not_allowed"),
+    ):
+        answer = replica.call(method, path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_key_guards_every_path_but_healthz() -> None:
+    key = "schlüssel"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    replica = Replica(args=some_args(api_key_sha256=digest))
+    right = {"authorization": f"Bearer {key}".encode()}
+    for path in ("/v1/models", "/metrics", "/docs", "/openapi.json", "/readyz", "/nowhere"):
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": key.encode()}):
+            answer = replica.call("GET", path, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorised")
+    assert replica.call("GET", "/healthz").status_code == 200
+    assert replica.call("GET", "/v1/models", headers=right).status_code == 200
+    assert replica.call("POST", "/v1/route", json={"prompt": "x"}).status_code == 401
+
+
+def test_a_wrong_content_type_is_tolerated(replica: Replica) -> None:
+    headers = {"content-type": "text/plain"}
+    prices = b'{"usd_per_call": 0.5}'
+    assert replica.call("PUT", "/v1/models/new", content=prices, headers=headers).status_code == 200
+    body = b'{"prompt": "x"}'
+    assert replica.call("POST", "/v1/route", content=body, headers=headers).status_code == 200
+
+
+def test_every_path_is_described_and_the_page_needs_no_network(replica: Replica) -> None:
+    described = replica.call("GET", "/openapi.json").json()
+    assert {
+        "/v1/route",
+        "/v1/route/batch",
+        "/v1/feedback",
+        "/v1/models",
+        "/v1/models/{name}",
+        "/v1/versions",
+        "/v1/versions/{number}",
+        "/v1/versions/{number}/promote",
+        "/v1/versions/rollback",
+        "/v1/versions/history",
+        "/v1/decisions/{decision_id}",
+        "/v1/status",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+    } == set(described["paths"])
+    text = json.dumps(described)
+    schemas = set(described["components"]["schemas"])
+    assert {ref.split('"')[0] for ref in text.split("#/components/schemas/")[1:]} <= schemas
+    page = replica.call("GET", "/docs").text
+    assert "https://" not in page
+    for source in ("swagger-ui-bundle.js", "swagger-ui.css"):
+        assert replica.call("GET", f"/static-offline-docs/{source}").status_code == 200
+
+
+def test_requests_and_outcomes_are_counted(replica: Replica) -> None:
+    answer = replica.route()
+    report = {"decision_id": answer["decision_id"], "quality": 1}
+    replica.call("POST", "/v1/feedback", json=report)
+    replica.call("POST", "/v1/route", content=b"{")
+    counted = {
+        (name, *sorted(labels.values())): value
+        for name, labels, value, _ in replica.metrics.samples()
+    }
+    assert counted["barp_requests_total", "/v1/route", "200"] == 1
+    assert counted["barp_requests_total", "/v1/route", "422"] == 1
+    assert counted["barp_decisions_total", "2", answer["model"]] == 1
+    assert counted["barp_feedback_total", "joined"] == 1
+
+
+NAMES = (
+    "prompt messages preference quality cost role content text models max_cost_usd tenant session",
+    "decision_id event_id tokens_in cost_usd latency_ms final requests to who usd_per_call",
+)
+KEYS = [name for names in NAMES for name in names.split()]
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.integers(min_value=10**300, max_value=10**310),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(KEYS) | st.text(max_size=5),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=8,
+)
+PATHS = [
+    ("POST", "/v1/route"),
+    ("POST", "/v1/route/batch"),
+    ("POST", "/v1/feedback"),
+    ("PUT", "/v1/models/x"),
+    ("PATCH", "/v1/models/cheap"),
+    ("POST", "/v1/versions/rollback"),
+    ("POST", "/v1/versions/1/promote"),
+]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Replica:
+    """One replica for all examples."""
+    return Replica()
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(
+    path=st.sampled_from(PATHS),
+    body=json_values.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=30),
+)
+def test_no_body_is_answered_with_a_server_error(
+    shared: Replica, path: tuple[str, str], body: bytes
+) -> None:
+    answer = shared.call(*path, content=body)
+    assert answer.status_code < 500
+    if answer.status_code >= 400:
+        assert answer.json()["error"]["code"]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    query=st.text(max_size=10),
+    header=st.binary(max_size=10).map(lambda raw: raw.replace(b"\r", b"").replace(b"\n", b"")),
+    name=st.text(max_size=10),
+)
+def test_no_path_or_header_is_answered_with_a_server_error(
+    shared: Replica, query: str, header: bytes, name: str
+) -> None:
+    headers = {"x-barp-tenant": header, "idempotency-key": header, "authorization": header}
+    encoded = quote(name, safe="/", errors="replace")
+    report = {"decision_id": "x", "quality": 1}
+    for method, path in (
+        ("GET", f"/v1/decisions/{encoded}"),
+        ("PUT", f"/v1/models/{encoded}"),
+        ("GET", f"/v1/versions/{encoded}"),
+        ("POST", "/v1/feedback"),
+    ):
+        answer = shared.call(method, path, params={"tenant": query}, headers=headers, json=report)
+        assert answer.status_code < 500

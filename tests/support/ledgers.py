@@ -1,0 +1,71 @@
+"""Decisions and ledgers for the tests of what is built on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from clock import START_S
+
+from pipelines.ledger import Ledger
+from policies.arms import Arm, PriceTable
+from policies.interaction import Decision, decisions_to_batch
+from policies.preference import Preference
+
+TENANT: Final = "acme"
+WAIT_WINDOW_S: Final = 1000.0
+ORPHAN_AFTER_S: Final = 60.0
+ARM: Final = Arm(name="dear", input_usd_per_mtok=5.0, output_usd_per_mtok=25.0)
+
+
+def decision(
+    decision_id: str,
+    *,
+    at: float = START_S,
+    tenant: str = TENANT,
+    price_version: int = 1,
+    session: str | None = None,
+) -> Decision:
+    """Make a decision between two arms; its context is drawn from its id."""
+    rng = np.random.default_rng(list(decision_id.encode()))
+    return Decision(
+        decision_id=decision_id,
+        decided_at=datetime.fromtimestamp(at, UTC),
+        tenant=tenant,
+        session=session,
+        prompt_hash=f"hash-{decision_id}",
+        prompt_characters=120,
+        preference=Preference(quality=0.7, cost=0.3),
+        context=rng.normal(size=8).astype(np.float32),
+        encoder_id="minilm",
+        arms_offered=("cheap", "dear"),
+        pmf=np.array([1 / 3, 2 / 3]),
+        arm="dear",
+        propensity=2 / 3,
+        policy_version=4,
+        price_version=price_version,
+    )
+
+
+def batch(decision_ids: Iterable[str], *, at: float = START_S) -> pa.RecordBatch:
+    """Lay such decisions out in columns."""
+    return decisions_to_batch([decision(decision_id, at=at) for decision_id in decision_ids])
+
+
+def priced(table: PriceTable) -> PriceTable:
+    """Change a price table: put the arm on it that all the decisions went to."""
+    return table.with_arm(ARM, version=table.version + 1)
+
+
+def open_ledger(url: str, clock: Callable[[], float], *, shard: int = 0) -> Ledger:
+    """Open a ledger with the windows of these tests."""
+    return Ledger(
+        url,
+        wait_window_s=WAIT_WINDOW_S,
+        orphan_after_s=ORPHAN_AFTER_S,
+        clock=clock,
+        shard=shard,
+    )

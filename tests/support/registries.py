@@ -1,0 +1,77 @@
+"""Small versions and a registry on disk, for the tests of what is built on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from clock import START_S, Clock
+
+from pipelines.promotion import Promotion
+from pipelines.registry import Registry
+from policies.artifact import PolicyArtifact
+from policies.errors import Unavailable
+from policies.versions import Rollout
+
+
+@dataclass
+class FakePublisher:
+    """Remembers what it is told; two replicas swap at once."""
+
+    published: list[int] = field(default_factory=list)
+    away: bool = False
+
+    def publish(self, version: int, files: Mapping[str, bytes]) -> int:
+        """Remember a version."""
+        self._answer()
+        PolicyArtifact.from_files(files)
+        self.published.append(version)
+        return len(self.published)
+
+    def rollout(self, revision: int, timeout_s: float) -> Rollout:
+        """Say that both replicas have it."""
+        self._answer()
+        return Rollout(
+            revision=revision,
+            version=self.published[-1],
+            published_at=START_S,
+            swapped={"a": 0.01, "b": 0.02},
+            waiting=(),
+        )
+
+    def version(self) -> int | None:
+        """Return the version published last."""
+        self._answer()
+        return self.published[-1] if self.published else None
+
+    def _answer(self) -> None:
+        if self.away:
+            raise Unavailable("publisher is away")
+
+
+def small_artifact(level: float, *, kind: str = "posterior", **training: object) -> PolicyArtifact:
+    """Make a policy artifact that differs from others by one number."""
+    return PolicyArtifact(
+        kind=kind,
+        arms=("a", "b"),
+        encoder_id="test-encoder",
+        context_dim=4,
+        cost_ceiling_usd=0.01,
+        exploration_total=0.02,
+        price_version=1,
+        seed=0,
+        weights={"level": np.full(3, level, dtype=np.float32)},
+        training=training,
+    )
+
+
+def open_registry(folder: Path, clock: Clock) -> Registry:
+    """Open a real MLflow registry on SQLite in a folder."""
+    return Registry(f"sqlite:///{folder / 'mlflow.db'}", str(folder / "artifacts"), clock=clock)
+
+
+def open_promotion(registry: Registry, publisher: FakePublisher, clock: Clock) -> Promotion:
+    """Put promotion on a registry, as the actor does."""
+    return Promotion(registry, publisher=publisher, clock=clock)
