@@ -103,14 +103,17 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
 
 def training_plan(settings: Settings) -> TrainingPlan:
     """Pick what to train, and when; raises ArtifactError for a damaged encoder."""
-    encoder_id, context_dim = describe_encoder(places(settings).encoder_dir)
+    encoder_dir = places(settings).encoder_dir
+    encoder_id, context_dim = describe_encoder(encoder_dir)
     return TrainingPlan(
         encoder_id=encoder_id,
         context_dim=context_dim,
+        encoder_dir=str(encoder_dir),
         cost_ceiling_usd=settings.cost_ceiling_usd,
         exploration_total=settings.exploration_total,
         seed=settings.seed,
         holdout_share=settings.holdout_share,
         min_interactions=settings.retrain_min_interactions,
         max_age_s=settings.retrain_max_age_s,
+        tolerance=settings.retrain_tolerance,
     )

@@ -23,6 +23,7 @@ from typing import Final
 
 import httpx
 import ray
+from pydantic import SecretStr
 from ray import serve
 
 from cluster.actors import NAMESPACE, start_actors, stop_actors
@@ -86,7 +87,7 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
             progress("Serve: router replicas and HTTP proxy")
             try:
                 _serve(settings)
-                wait_ready(url)
+                wait_ready(url, api_key=settings.api_key)
                 _announce(settings, url)
                 yield RunningService(url=url, settings=settings, started_s=time.monotonic() - began)
             finally:
@@ -212,13 +213,14 @@ def _serve(settings: Settings) -> None:
     serve.run(build(settings.model_dump(mode="python")), name=APP_NAME, route_prefix="/")
 
 
-def wait_ready(url: str, *, timeout_s: float = READY_TIMEOUT_S) -> None:
+def wait_ready(url: str, *, api_key: SecretStr | None, timeout_s: float = READY_TIMEOUT_S) -> None:
     """Ask /readyz until it says yes; raises LaunchError after `timeout_s` seconds."""
+    headers = {"authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
     deadline = time.monotonic() + timeout_s
     last = "no answer"
     while time.monotonic() < deadline:
         try:
-            answer = httpx.get(f"{url}/readyz", timeout=5.0)
+            answer = httpx.get(f"{url}/readyz", headers=headers, timeout=5.0)
         except httpx.TransportError as error:
             last = repr(error)
         else:

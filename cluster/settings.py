@@ -112,6 +112,13 @@ class Settings(BaseSettings):
     retrain_max_age_s: float = Field(
         default=600.0, gt=0, description="Train on fewer when this much time has passed, s."
     )
+    retrain_tolerance: float = Field(
+        default=0.005,
+        ge=0,
+        le=1,
+        description="Reward by which a retrained version may seem worse on held-out decisions "
+        "than a champion of its own learner and still replace it.",
+    )
     retrain_poll_s: float = Field(
         default=0.5, gt=0, description="How often the trainer looks for new interactions, s."
     )

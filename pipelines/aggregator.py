@@ -77,8 +77,8 @@ class Aggregator:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        await self._records.drain()
-        await self._submits.drain()
+        await self._records.close()
+        await self._submits.close()
         try:
             await self.export()
         finally:

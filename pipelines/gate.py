@@ -31,6 +31,8 @@ Indices = NDArray[np.int64]
 # Five points: a pmf takes some 30 microseconds, and each row needs two a point.
 GATE_GRID: Final = preference_grid(5)
 MIN_ROWS: Final = 30
+# About a second of judging for each thousand rows on one core.
+MAX_ROWS: Final = 4_000
 FOLDS: Final = 5
 # Pseudo-observations at the pool's mean, and a strong prior on slopes: few rows an arm must do.
 LEVEL_PRIOR: Final = 2.0
@@ -64,6 +66,7 @@ def judge(
     cost_ceiling_usd: float,
     grid: Sequence[Preference] = GATE_GRID,
     min_rows: int = MIN_ROWS,
+    max_rows: int = MAX_ROWS,
     margin: float = 0.0,
 ) -> Verdict:
     """Decide whether the challenger may become champion; without evidence it may not.
@@ -76,6 +79,7 @@ def judge(
         cost_ceiling_usd: USD at and above which a call counts as fully expensive.
         grid: The preferences each decision is scored at.
         min_rows: Fewest decisions with known quality and cost that count as evidence.
+        max_rows: Most that are scored, the newest ones.
         margin: What the uplift must exceed, in units of reward.
     """
     if challenger.encoder_id != champion.encoder_id:
@@ -85,8 +89,9 @@ def judge(
     if len(usable) < min_rows:
         reason = f"too few held-out decisions: {len(usable)} of {min_rows}"
         return Verdict(promote=False, uplift=None, rows=len(usable), reason=reason)
+    newest = usable.slice(max(0, len(usable) - max_rows))
     scores = uplift_scores(
-        challenger, champion, usable, prices, cost_ceiling_usd=cost_ceiling_usd, grid=grid
+        challenger, champion, newest, prices, cost_ceiling_usd=cost_ceiling_usd, grid=grid
     )
     uplift = estimate(scores)
     promote = should_promote(uplift, margin=margin)

@@ -39,17 +39,25 @@ class GroupCommit(Generic[Item, Result]):
         self._size, self._max_size = size, max_size
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._committing: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def add(self, item: Item) -> Result:
-        """Commit one item with whatever else waits; raises what `commit` raises for it."""
+        """Commit one item with whatever else waits.
+
+        Raises:
+            Unavailable: Closed. Besides, whatever `commit` raises for the item.
+        """
+        if self._closed:
+            raise Unavailable("the ledger is closing")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_all(), name="group-commit")
         return await future
 
-    async def drain(self) -> None:
-        """Return when nothing waits any more."""
+    async def close(self) -> None:
+        """Take nothing more, and return when all that waits is committed."""
+        self._closed = True
         while self._committing is not None:
             await self._committing
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,8 @@ MAX_EVENT_ID_LENGTH: Final = 200
 # Above it a count is no longer exact in JSON, nor would it fit the database's integers for long.
 MAX_TOKENS: Final = 2**53
 
+# PostgreSQL holds no NUL; half a surrogate pair has no UTF-8 form.
+_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 COMPONENTS: Final = ("quality", "cost_usd", "tokens_in", "tokens_out", "latency_ms")
 
 # Prices a call: (price table version, arm, tokens in, tokens out) to USD, None if it cannot.
@@ -218,8 +221,8 @@ def identified(outcome: Outcome) -> Outcome:
 def _is_storable(outcome: Outcome) -> bool:
     """Tell whether a database will take it; one that fails would fail its whole group."""
     event_id = outcome.event_id
-    if event_id is not None and not (
-        0 < len(event_id) <= MAX_EVENT_ID_LENGTH and event_id.isprintable()
+    if event_id is not None and (
+        not 0 < len(event_id) <= MAX_EVENT_ID_LENGTH or _UNSTORABLE.search(event_id)
     ):
         return False
     return max(outcome.tokens_in or 0, outcome.tokens_out or 0) <= MAX_TOKENS

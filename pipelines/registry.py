@@ -264,7 +264,8 @@ def _lineage(artifact: PolicyArtifact) -> dict[str, str]:
         "weights_sha256": digest(artifact),
         **artifact.training,
     }
-    known = {name: value for name, value in words.items() if value is not None}
+    # A price table is in the artifact and in the ledger; as a parameter it could be too long.
+    known = {k: v for k, v in words.items() if v is not None and not isinstance(v, dict)}
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in known.items()}
 
 

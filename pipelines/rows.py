@@ -37,14 +37,19 @@ class InteractionSource(Protocol):
 
 
 def read_rows(
-    source: InteractionSource, *, after_seq: int, max_rows: int = MAX_TRAINING_ROWS
+    source: InteractionSource,
+    *,
+    after_seq: int,
+    up_to_seq: int,
+    max_rows: int = MAX_TRAINING_ROWS,
 ) -> pa.Table:
-    """Read the oldest `max_rows` interactions after a sequence number, page by page."""
+    """Read the oldest `max_rows` interactions within a range of sequence numbers, page by page."""
     pages = [INTERACTION_SCHEMA.empty_table()]
     num_rows = 0
     while num_rows < max_rows:
         limit = min(PAGE_ROWS, max_rows - num_rows)
         page = source.interactions(after_seq, limit)
+        page = page.filter(pc.less_equal(page.column("seq"), up_to_seq))
         if not len(page):
             break
         pages.append(page)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
@@ -86,7 +86,10 @@ class Trainer:
         latest = self._latest_versions()
         for learner in self._learners:
             if learner.kind not in latest:
-                version = self._registry.register(learner.initial(self._spec()), {}, {})
+                prices = self._source.prices()
+                initial = learner.initial(self._spec(prices))
+                untrained = replace(initial, training=self._surroundings(prices))
+                version = self._registry.register(untrained, {}, {})
                 logger.info("version %d: first of %s", version, learner.kind)
         latest = self._latest_versions()
         if self._registry.champion() is None:
@@ -116,7 +119,7 @@ class Trainer:
         results: list[TrainingResult] = []
         for learner in self._learners:
             try:
-                results += self._train_learner(learner, latest[learner.kind])
+                results += self._train_learner(learner, latest[learner.kind], newest)
             except Exception as error:
                 logger.exception("learner %s failed", learner.kind)
                 self.status.failed(learner.kind, error)
@@ -124,10 +127,12 @@ class Trainer:
         self._note(results, newest)
         return results
 
-    def _train_learner(self, learner: Learner, parent: VersionInfo) -> list[TrainingResult]:
+    def _train_learner(
+        self, learner: Learner, parent: VersionInfo, up_to_seq: int
+    ) -> list[TrainingResult]:
         """Make, judge and register one version; none where nothing is new."""
         after_seq = _cutoff(parent)
-        read = read_rows(self._source, after_seq=after_seq)
+        read = read_rows(self._source, after_seq=after_seq, up_to_seq=up_to_seq)
         rows, _ = split_rows(read, share=self._plan.holdout_share)
         if not len(rows):
             return []
@@ -145,7 +150,8 @@ class Trainer:
             duration_s=duration_s,
             code_version=self._code,
         )
-        artifact = replace(updated, training={**updated.training, **training})
+        surroundings = self._surroundings(self._source.prices())
+        artifact = replace(updated, training={**updated.training, **surroundings, **training})
         champion = self._registry.champion()
         verdict = self._judge(artifact, champion)
         tags = {"verdict": verdict.reason, "judged_against": str(champion)}
@@ -165,13 +171,16 @@ class Trainer:
         """Let the gate compare a new policy with the champion."""
         if champion is None:
             return Verdict(promote=False, uplift=None, rows=0, reason="no champion to compare with")
-        heldout = self._heldout.rows
+        heldout, serving = self._heldout.rows, self._registry.artifact(champion)
+        # More data is the tie-breaker: estimates of two versions of one learner differ by noise.
+        tolerance = self._plan.tolerance if serving.kind == artifact.kind else 0.0
         return judge(
             load_policy(artifact),
-            load_policy(self._registry.artifact(champion)),
+            load_policy(serving),
             heldout,
             self._prices(heldout),
             cost_ceiling_usd=self._plan.cost_ceiling_usd,
+            margin=-tolerance,
         )
 
     def _promote_best(self, results: list[TrainingResult]) -> list[TrainingResult]:
@@ -208,9 +217,13 @@ class Trainer:
         """Read the price tables that rows name."""
         return self._source.price_history(rows.column("price_version").unique().to_pylist())
 
-    def _spec(self) -> LearnerSpec:
+    def _surroundings(self, prices: PriceTable) -> dict[str, Any]:
+        """Note what a version needs beside itself to answer prompts outside of the service."""
+        return {"encoder_dir": self._plan.encoder_dir, "prices": prices.to_json()}
+
+    def _spec(self, prices: PriceTable) -> LearnerSpec:
         """Say what a first version is made from: the arms and prices of now."""
-        prices, plan = self._source.prices(), self._plan
+        plan = self._plan
         return LearnerSpec(
             arms=prices.arms,
             encoder_id=plan.encoder_id,

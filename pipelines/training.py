@@ -17,12 +17,15 @@ class TrainingPlan:
     Attributes:
         encoder_id: Whose contexts the policies see.
         context_dim: Length of a context.
+        encoder_dir: Where the encoder lies; MLflow's loader encodes prompts with it.
         cost_ceiling_usd: USD at and above which a call counts as fully expensive.
         exploration_total: Probability shared evenly over the arms offered.
         seed: Of initial policies and stored draws.
         holdout_share: Share of prompts that is judged on, never trained on.
         min_interactions: New interactions that start a training.
         max_age_s: Train on fewer, but at least one, when so much time has passed, seconds.
+        tolerance: Reward by which a retrained version may seem worse than a champion of its own
+            kind and still replace it; against another kind it must seem better.
     """
 
     encoder_id: str
@@ -33,6 +36,8 @@ class TrainingPlan:
     holdout_share: float
     min_interactions: int
     max_age_s: float
+    tolerance: float = 0.0
+    encoder_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

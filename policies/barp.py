@@ -79,8 +79,9 @@ def log_probs(
     logits = xp.where(offered, logits, -xp.inf)
     unnormalised = xp.exp(logits - xp.amax(logits, axis=-1, keepdims=True))
     probs = unnormalised / unnormalised.sum(axis=-1, keepdims=True)
-    share = offered / offered.sum(axis=-1, keepdims=True)
-    mixed = (1.0 - exploration_total) * probs + exploration_total * share
+    even = offered * xp.ones_like(probs)
+    even = even / even.sum(axis=-1, keepdims=True)
+    mixed = (1.0 - exploration_total) * probs + exploration_total * even
     # The logarithm's argument is set apart before it is taken: log 0 would poison the gradient.
     return xp.where(offered, xp.log(xp.where(mixed > TINY, mixed, TINY)), -xp.inf)
 

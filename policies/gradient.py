@@ -206,14 +206,17 @@ def train(log_probs: LogProbs, state: TrainingState, task: GradientTask) -> Trai
         adam.step()
     return trained_state(
         {name: value.detach().numpy() for name, value in parameters.items()},
-        adam.state_dict()["state"],
+        {
+            position: {name: value.numpy() for name, value in moments.items()}
+            for position, moments in adam.state_dict()["state"].items()
+        },
     )
 
 
 def trained_state(
     parameters: Mapping[str, Floats], adam: Mapping[int, Mapping[str, Any]]
 ) -> TrainingState:
-    """Turn a network and its optimiser's `state`, tensors or arrays, back into plain arrays."""
+    """Copy a network and its optimiser's `state`, both as arrays, into what an artifact keeps."""
     named = list(zip(parameters, (adam[position] for position in range(len(adam))), strict=True))
     return TrainingState(
         parameters={name: np.array(value) for name, value in parameters.items()},

@@ -36,7 +36,7 @@ def load_policy(artifact: PolicyArtifact) -> Policy:
         )
     try:
         return policy(artifact)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"weights of kind {artifact.kind!r} do not fit: {error}", field="weights"
         ) from error

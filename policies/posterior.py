@@ -82,6 +82,9 @@ class PosteriorPolicy:
         self._matrix, self._offset = feature_map(
             artifact.weights["centre"], artifact.weights["projection"]
         )
+        expected = len(artifact.arms), len(self._matrix)
+        if any(sums.moment.shape != expected for sums in self._statistics.values()):
+            raise ValueError(f"moments must be {expected}")
         self._index = {name: arm for arm, name in enumerate(artifact.arms)}
         self._models = lru_cache(maxsize=POOLS_KEPT)(self._models_of)
 

@@ -1,7 +1,7 @@
 """HTTP in, HTTP out: who may come in, which handler answers, how errors look.
 
 The hot paths are dispatched by a dict: a hop through FastAPI costs half the requests per second.
-The same handlers, and all others, are in `services.operations`, which makes the OpenAPI page.
+The same handlers are also in the application of `services.paths`, which answers everything else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from services.metrics import ReplicaMetrics
 from services.operations import Operations
 from services.paths import application
 from services.refusals import BodyTooLarge, MalformedJson, Unauthorised, invalid, refusal
-from services.router import Routed, Router, RouterArgs, RouteRequest
+from services.router import Routed, Router, RouterArgs, RouteRequest, in_batch
 from services.wire import RouteBatchIn, RouteBatchOut, RouteIn, RouteOut
 
 JSON: Final = "application/json"
@@ -94,13 +94,10 @@ class Api:
 
     async def route_batch(self, request: Request) -> Response:
         """Choose a model for each of several prompts, encoded together; all or none."""
-        requests = []
-        for index, body in enumerate(_batch(await request.body())):
-            try:
+        bodies, requests = _batch(await request.body()), []
+        for index, body in enumerate(bodies):
+            with in_batch(index, size=len(bodies)):
                 requests.append(body.to_request())
-            except RouterError as error:
-                error.field = f"{index}.{error.field}"
-                raise
         routed = await self._decide(requests)
         reply = RouteBatchOut(results=[RouteOut.of(one) for one in routed])
         return Response(reply.model_dump_json(exclude_none=True), media_type=JSON)

@@ -157,7 +157,7 @@ class Router:
             )
         prompts = []
         for index, request in enumerate(requests):
-            with _in_batch(index, size=len(requests)):
+            with in_batch(index, size=len(requests)):
                 prompts.append(self._prompt(request))
         if not prompts:
             return []
@@ -166,7 +166,7 @@ class Router:
         champion = self._champion.current
         routed = []
         for index, request in enumerate(requests):
-            with _in_batch(index, size=len(requests)):
+            with in_batch(index, size=len(requests)):
                 routed.append(self._decide_one(champion, request, prompts[index], contexts[index]))
         await self._recorder.add([one.decision for one in routed])
         return routed
@@ -248,7 +248,7 @@ def _expected(
 
 
 @contextmanager
-def _in_batch(index: int, *, size: int) -> Iterator[None]:
+def in_batch(index: int, *, size: int) -> Iterator[None]:
     """Say which request of a batch an error is about."""
     try:
         yield

@@ -18,8 +18,7 @@ MAX_TOKENS: Final = 1_000_000_000
 # Names end up in the ledger, where PostgreSQL takes no NUL, and in headers and logs.
 Label = Annotated[str, StringConstraints(max_length=MAX_LABEL, pattern=r"^[^\x00-\x1f\x7f]*$")]
 NonEmptyLabel = Annotated[Label, StringConstraints(min_length=1)]
-Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
@@ -32,8 +31,8 @@ class _Strict(BaseModel):
 class PreferenceIn(_Strict):
     """Weights on quality and cost; scaled to sum to one, a missing one is 0."""
 
-    quality: Weight = Field(default=0.0, description="Weight on quality.", examples=[0.7])
-    cost: Weight = Field(default=0.0, description="Weight on cost.", examples=[0.3])
+    quality: NonNegative = Field(default=0.0, description="Weight on quality.", examples=[0.7])
+    cost: NonNegative = Field(default=0.0, description="Weight on cost.", examples=[0.3])
 
     def to_preference(self) -> Preference:
         """Scale the weights; raises InvalidPreference."""
@@ -78,7 +77,7 @@ class RouteIn(_Strict):
     models: list[str] | None = Field(
         default=None, max_length=10_000, description="Only these models may be chosen."
     )
-    max_cost_usd: Price | None = Field(
+    max_cost_usd: NonNegative | None = Field(
         default=None,
         description="Only models whose list price for this prompt is at most this, USD.",
     )
@@ -204,9 +203,13 @@ class FeedbackListOut(BaseModel):
 class PricesIn(_Strict):
     """What a model charges, USD."""
 
-    input_usd_per_mtok: Price = Field(default=0.0, description="USD per million prompt tokens.")
-    output_usd_per_mtok: Price = Field(default=0.0, description="USD per million answer tokens.")
-    usd_per_call: Price = Field(default=0.0, description="USD per call, on top.")
+    input_usd_per_mtok: NonNegative = Field(
+        default=0.0, description="USD per million prompt tokens."
+    )
+    output_usd_per_mtok: NonNegative = Field(
+        default=0.0, description="USD per million answer tokens."
+    )
+    usd_per_call: NonNegative = Field(default=0.0, description="USD per call, on top.")
     typical_output_tokens: Tokens = Field(default=256, description="Usual answer length, tokens.")
 
     def to_arm(self, name: str) -> Arm:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from cluster.environment import prepare_environment
 
 # Before anything imports Ray or numpy: they read the environment only once.
 prepare_environment()
+
+# The same examples on every run, and no verdict on how busy the machine is.
+hypothesis.settings.register_profile("barp", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("barp")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -234,7 +235,9 @@ def commit_all(
         await asyncio.sleep(0)
         store.go_on.set()
         results = await asyncio.gather(*callers, return_exceptions=True)
-        await group.drain()
+        await group.close()
+        with pytest.raises(Unavailable):
+            await group.add(1)
         return results
 
     return store, asyncio.run(main())
@@ -268,7 +271,7 @@ def test_the_actor_keeps_what_it_acknowledged_when_it_is_killed(
     ray_local: None, tmp_path: Path
 ) -> None:
     """Killed without a word, restarted by Ray: the same ledger, the same answers."""
-    actor = (
+    actor: Any = (
         ray.remote(AggregatorActor)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
         .remote(

@@ -204,6 +204,20 @@ def test_too_few_rows_are_no_evidence() -> None:
     assert verdict.reason == "too few held-out decisions: 29 of 30"
 
 
+def test_the_newest_rows_are_the_ones_scored() -> None:
+    rows = World(60, seed=0).logged(CHAMPION, seed=0)
+    prices = {1: PRICES}
+
+    verdict = judge(
+        CHALLENGER, CHAMPION, rows, prices, cost_ceiling_usd=TAU_USD, min_rows=10, max_rows=40
+    )
+
+    newest = judge(
+        CHALLENGER, CHAMPION, rows.slice(20), prices, cost_ceiling_usd=TAU_USD, min_rows=10
+    )
+    assert verdict == newest
+
+
 def test_policies_of_two_encoders_are_not_compared() -> None:
     stranger = ScoredPolicy(seed=2, exploration=0.1, encoder_id="other")
 

@@ -172,10 +172,15 @@ class LedgerMachine(RuleBasedStateMachine):
         statuses = self.ledger.submit([(TENANT, outcome) for outcome in outcomes])
         assert [status.value for status in statuses] == expected
 
-    @rule(seconds=st.sampled_from([ORPHAN_AFTER_S, WAIT_WINDOW_S / 2, WAIT_WINDOW_S]))
+    @rule(seconds=st.sampled_from([1.0, ORPHAN_AFTER_S]))
     def wait(self, seconds: float) -> None:
-        """Let time pass."""
+        """Let some time pass."""
         self.clock.now += seconds
+
+    @rule()
+    def wait_for_the_windows(self) -> None:
+        """Go to the very moment at which the wait windows close."""
+        self.clock.now = max(self.clock.now, START_S + WAIT_WINDOW_S)
 
     @rule()
     def close_windows(self) -> None:
@@ -235,7 +240,7 @@ def test_the_ledger_ends_as_the_model_does(ledger_url: str, tmp_path: Path) -> N
         machine,  # type: ignore[arg-type]  # it takes whatever makes a machine
         settings=settings(
             max_examples=20,
-            stateful_step_count=15,
+            stateful_step_count=30,
             deadline=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from clock import Clock
+from interactions import Interactions
 from registries import FakePublisher, open_promotion, open_registry
 
-from pipelines.lineage import code_version
 from pipelines.promotion import Promotion
 from pipelines.registry import Registry
-from pipelines.rows import HeldOut, read_rows, split_rows
+from pipelines.rows import split_rows
 from pipelines.trainer import Trainer
 from pipelines.training import TrainingPlan
-from policies.arms import Arm, PriceTable
+from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable
-from policies.interaction import INTERACTION_SCHEMA, canonical_rows, is_holdout
+from policies.interaction import canonical_rows
 from policies.learning import Learner, LearnerSpec
 from policies.posterior import PosteriorLearner
 from policies.versions import CHALLENGER, CHAMPION, AliasMove, VersionInfo
 
-PRICES = PriceTable(
-    version=1, arms=(Arm(name="good", usd_per_call=0.001), Arm(name="poor", usd_per_call=0.001))
-)
 PLAN = TrainingPlan(
     encoder_id="e",
     context_dim=4,
@@ -41,72 +36,6 @@ PLAN = TrainingPlan(
     min_interactions=50,
     max_age_s=600.0,
 )
-
-
-class Interactions:
-    """Interactions of a world in which one of two arms is better whatever the prompt."""
-
-    def __init__(self) -> None:
-        self.rows: pa.Table = INTERACTION_SCHEMA.empty_table()
-        self.away = False
-        self._rng = np.random.default_rng(0)
-
-    def happen(self, number: int) -> None:
-        """Let some requests be routed evenly, and their outcomes come back."""
-        start = len(self.rows)
-        rows = [self._row(start + index) for index in range(number)]
-        new = pa.Table.from_pylist(rows, schema=INTERACTION_SCHEMA)
-        self.rows = pa.concat_tables([self.rows, new])
-
-    def interactions(self, after_seq: int, limit: int) -> pa.Table:
-        """Return rows after a sequence number."""
-        self._answer()
-        return self.rows.slice(after_seq, limit)
-
-    def last_seq(self) -> int:
-        """Return the last sequence number."""
-        self._answer()
-        return len(self.rows)
-
-    def prices(self) -> PriceTable:
-        """Return the only price table."""
-        self._answer()
-        return PRICES
-
-    def price_history(self, versions: Sequence[int]) -> dict[int, PriceTable]:
-        """Return the only price table."""
-        return {PRICES.version: PRICES}
-
-    def _answer(self) -> None:
-        if self.away:
-            raise Unavailable("aggregator is away")
-
-    def _row(self, index: int) -> dict[str, object]:
-        arm = str(self._rng.choice(PRICES.names))
-        level = 0.9 if arm == "good" else 0.1
-        now = datetime(2026, 11, 23, tzinfo=UTC)
-        return {
-            "seq": index + 1,
-            "revision": 0,
-            "decision_id": f"d{index}",
-            "decided_at": now,
-            "tenant": "t",
-            "prompt_hash": f"p{index}",
-            "prompt_characters": 10,
-            "w_quality": 0.7,
-            "w_cost": 0.3,
-            "context": self._rng.normal(size=4).astype(np.float32),
-            "encoder_id": "e",
-            "arms_offered": list(PRICES.names),
-            "pmf": [0.5, 0.5],
-            "arm": arm,
-            "propensity": 0.5,
-            "policy_version": 1,
-            "price_version": 1,
-            "quality": float(np.clip(level + self._rng.normal(scale=0.05), 0, 1)),
-            "cost_usd": 0.001,
-            "matured_at": now,
-        }
 
 
 class RegistryAndPromotion:
@@ -285,59 +214,3 @@ def test_an_aggregator_that_is_away_is_said_so(setup: Setup) -> None:
 
     with pytest.raises(Unavailable):
         setup.trainer.due()
-
-
-def test_held_out_prompts_are_never_trained_on() -> None:
-    source = Interactions()
-    source.happen(200)
-
-    trained, heldout = split_rows(source.rows, share=0.3)
-
-    assert len(trained) + len(heldout) == 200
-    assert 30 < len(heldout) < 90
-    for name in trained.column("prompt_hash").to_pylist():
-        assert not is_holdout(name, 0.3)
-
-
-def test_the_held_out_window_is_bounded_and_keeps_the_newest() -> None:
-    source = Interactions()
-    window = HeldOut(share=0.3, max_rows=20)
-    for _ in range(3):
-        source.happen(100)
-        window.refresh(source)
-
-    _, heldout = split_rows(source.rows, share=0.3)
-
-    assert window.rows.column("seq").to_pylist() == heldout.column("seq").to_pylist()[-20:]
-
-
-def test_a_corrected_outcome_replaces_the_one_held_out_before() -> None:
-    source, window = Interactions(), HeldOut(share=0.999)
-    source.happen(1)
-    window.refresh(source)
-    (first,) = source.rows.to_pylist()
-    corrected = pa.Table.from_pylist(
-        [first | {"seq": 2, "revision": 1, "quality": 0.25}], schema=INTERACTION_SCHEMA
-    )
-    source.rows = pa.concat_tables([source.rows, corrected])
-
-    window.refresh(source)
-
-    assert window.rows.column("quality").to_pylist() == [0.25]
-
-
-def test_rows_are_read_in_pages_up_to_a_bound() -> None:
-    source = Interactions()
-    source.happen(30)
-
-    assert read_rows(source, after_seq=10).column("seq").to_pylist() == list(range(11, 31))
-    assert read_rows(source, after_seq=0, max_rows=7).column("seq").to_pylist() == list(range(1, 8))
-
-
-def test_code_is_named_by_release_and_commit(tmp_path: Path) -> None:
-    release = code_version(tmp_path)
-    (tmp_path / ".git" / "refs" / "heads").mkdir(parents=True)
-    (tmp_path / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
-    (tmp_path / ".git" / "refs" / "heads" / "main").write_text("0123456789abcdef0123\n")
-
-    assert code_version(tmp_path) == f"{release} 0123456789ab"

@@ -341,7 +341,7 @@ def shared() -> Replica:
     return Replica()
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     path=st.sampled_from(PATHS),
     body=json_values.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=30),
@@ -355,7 +355,7 @@ def test_no_body_is_answered_with_a_server_error(
         assert answer.json()["error"]["code"]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     query=st.text(max_size=10),
     header=st.binary(max_size=10).map(lambda raw: raw.replace(b"\r", b"").replace(b"\n", b"")),

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from clock import START_S, Clock
+from mlflow import MlflowClient
 
 from pipelines.promotion import Promotion
-from pipelines.registry import Registry
+from pipelines.registry import MODEL_NAME, Registry
 from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable
-from policies.versions import Rollout
+from policies.versions import CHAMPION, PREVIOUS, Rollout
 
 
 @dataclass
@@ -75,3 +76,35 @@ def open_registry(folder: Path, clock: Clock) -> Registry:
 def open_promotion(registry: Registry, publisher: FakePublisher, clock: Clock) -> Promotion:
     """Put promotion on a registry, as the actor does."""
     return Promotion(registry, publisher=publisher, clock=clock)
+
+
+class RegistrySetup:
+    """A registry with three versions, and promotion on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.clock, self.publisher = folder, Clock(), FakePublisher()
+        self.registry = open_registry(folder, self.clock)
+        self.promotion = self.restarted()
+        for level in (1.0, 2.0, 3.0):
+            self.registry.register(small_artifact(level), {}, {})
+
+    def restarted(self) -> Promotion:
+        """Start promotion again, as a new process would."""
+        return open_promotion(self.registry, self.publisher, self.clock)
+
+    def foreign(self) -> MlflowClient:
+        """Return MLflow's own client, as an operator has it."""
+        uri = f"sqlite:///{self.folder / 'mlflow.db'}"
+        return MlflowClient(uri, uri)
+
+    def aliases(self) -> dict[str, int | None]:
+        """Read the aliases back."""
+        return {alias: self.registry.pointed_at(alias) for alias in (CHAMPION, PREVIOUS)}
+
+    def damage(self, version: int) -> None:
+        """Flip a byte in a version's weights."""
+        uri = self.foreign().get_model_version_download_uri(MODEL_NAME, str(version))
+        weights = Path(uri.removeprefix("file://")) / "data" / "policy" / "policy.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)

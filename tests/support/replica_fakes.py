@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -335,6 +336,10 @@ class Replica:
             clock=lambda: NOW,
             rng=np.random.default_rng(self.seed),
         )
+
+    @cached_property
+    def api(self) -> Api:
+        """The HTTP side, over the same parts."""
         feedback = Feedback(
             self.aggregator, self.ids, max_items=self.args.max_feedback, metrics=self.metrics
         )
@@ -348,7 +353,7 @@ class Replica:
         operations = Operations(
             ports, self.champion, self.ids, replica_id="replica-1", encoder_id=ENCODER_ID
         )
-        self.api = Api(self.router, feedback, operations, self.args, metrics=self.metrics)
+        return Api(self.router, feedback, operations, self.args, metrics=self.metrics)
 
     def call(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Send one HTTP request through the ASGI interface, as Serve does."""

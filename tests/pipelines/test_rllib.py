@@ -1,0 +1,87 @@
+"""RLlib's learners take the steps that plain torch takes, alone and shared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from experiences import a_spec, prices_of, routed, some_arms
+
+from pipelines.rllib import RllibBarpLearner, train
+from policies.barp import BarpLearner, BarpPolicy, initial_parameters, train_here
+from policies.gradient import BarpSettings, GradientTask, TrainingState, shuffled
+
+ARMS = some_arms(0.001, 0.003, 0.009)
+SETTINGS = BarpSettings(epochs=2, minibatch=16)
+
+
+def _state() -> TrainingState:
+    """Start a network."""
+    return TrainingState.fresh(initial_parameters(a_spec(ARMS), SETTINGS))
+
+
+def _task(seed: int) -> GradientTask:
+    """Draw 50 rows, with arms masked here and there."""
+    rng = np.random.default_rng(seed)
+    w, arm = rng.uniform(size=50), rng.integers(3, size=50)
+    offered = rng.uniform(size=(50, 3)) < 0.7
+    offered[np.arange(50), arm] = True
+    return GradientTask(
+        columns={
+            "context": rng.normal(size=(50, 6)).astype(np.float32),
+            "preference": np.stack([w, 1 - w], axis=1).astype(np.float32),
+            "offered": offered,
+            "arm": arm,
+            "propensity": rng.uniform(0.1, 1.0, size=50).astype(np.float32),
+            "advantage": rng.normal(size=50).astype(np.float32),
+        },
+        minibatches=shuffled(50, SETTINGS, seed=[seed]),
+        exploration_total=0.02,
+        settings=SETTINGS,
+    )
+
+
+def _assert_close(found: TrainingState, expected: TrainingState) -> None:
+    """Compare network and optimiser, array by array."""
+    assert found.weights().keys() == expected.weights().keys()
+    for name, value in expected.weights().items():
+        np.testing.assert_allclose(found.weights()[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_local_learner_equals_plain_torch() -> None:
+    """Twice in a row, so that the optimiser's state makes the round trip too."""
+    here = train_here(train_here(_state(), _task(0)), _task(1))
+    through_rllib = train(train(_state(), _task(0)), _task(1))
+    _assert_close(through_rllib, here)
+
+
+def test_training_leaves_its_state_untouched() -> None:
+    state, same = _state(), _state()
+    train(state, _task(0))
+    _assert_close(state, same)
+
+
+def test_the_learner_makes_the_version_that_plain_torch_makes() -> None:
+    plain, shared = BarpLearner(SETTINGS), RllibBarpLearner(settings=SETTINGS)
+    first = shared.initial(a_spec(ARMS))
+    assert first.to_files() == plain.initial(a_spec(ARMS)).to_files()
+    rng = np.random.default_rng(0)
+    contexts = rng.normal(size=(60, 6)).astype(np.float32)
+    scores, costs = rng.uniform(size=(60, 3)), np.full((60, 3), 0.004)
+    rows = routed(BarpPolicy(first), contexts, ARMS, scores, costs, rng=rng)
+    found = shared.update(first, rows, prices_of(ARMS))
+    expected = plain.update(first, rows, prices_of(ARMS))
+    for name, value in expected.weights.items():
+        np.testing.assert_allclose(found.weights[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_minibatch_that_cannot_be_shared_evenly_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_learners=3"):
+        train(_state(), _task(0), num_learners=3)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("num_learners", [1, 2])
+def test_remote_learners_equal_plain_torch(ray_local: None, num_learners: int) -> None:
+    """Equal shares of every minibatch: the mean of their gradients is the gradient."""
+    found = train(_state(), _task(0), num_learners=num_learners)
+    _assert_close(found, train_here(_state(), _task(0)))

@@ -1,0 +1,83 @@
+"""Matured interactions of a small made-up world, for the tests of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+
+from policies.arms import Arm, PriceTable
+from policies.errors import Unavailable
+from policies.interaction import INTERACTION_SCHEMA
+
+PRICES = PriceTable(
+    version=1, arms=(Arm(name="good", usd_per_call=0.001), Arm(name="poor", usd_per_call=0.001))
+)
+
+
+class Interactions:
+    """Interactions of a world in which one of two arms is better whatever the prompt."""
+
+    def __init__(self) -> None:
+        self.rows: pa.Table = INTERACTION_SCHEMA.empty_table()
+        self.away = False
+        self._rng = np.random.default_rng(0)
+
+    def happen(self, number: int) -> None:
+        """Let some requests be routed evenly, and their outcomes come back."""
+        start = len(self.rows)
+        rows = [self._row(start + index) for index in range(number)]
+        new = pa.Table.from_pylist(rows, schema=INTERACTION_SCHEMA)
+        self.rows = pa.concat_tables([self.rows, new])
+
+    def interactions(self, after_seq: int, limit: int) -> pa.Table:
+        """Return rows after a sequence number."""
+        self._answer()
+        return self.rows.slice(after_seq, limit)
+
+    def last_seq(self) -> int:
+        """Return the last sequence number."""
+        self._answer()
+        return len(self.rows)
+
+    def prices(self) -> PriceTable:
+        """Return the only price table."""
+        self._answer()
+        return PRICES
+
+    def price_history(self, versions: Sequence[int]) -> dict[int, PriceTable]:
+        """Return the only price table."""
+        return {PRICES.version: PRICES}
+
+    def _answer(self) -> None:
+        if self.away:
+            raise Unavailable("aggregator is away")
+
+    def _row(self, index: int) -> dict[str, object]:
+        arm = str(self._rng.choice(PRICES.names))
+        level = 0.9 if arm == "good" else 0.1
+        now = datetime(2026, 11, 23, tzinfo=UTC)
+        return {
+            "seq": index + 1,
+            "revision": 0,
+            "decision_id": f"d{index}",
+            "decided_at": now,
+            "tenant": "t",
+            "prompt_hash": f"p{index}",
+            "prompt_characters": 10,
+            "w_quality": 0.7,
+            "w_cost": 0.3,
+            "context": self._rng.normal(size=4).astype(np.float32),
+            "encoder_id": "e",
+            "arms_offered": list(PRICES.names),
+            "pmf": [0.5, 0.5],
+            "arm": arm,
+            "propensity": 0.5,
+            "policy_version": 1,
+            "price_version": 1,
+            "quality": float(np.clip(level + self._rng.normal(scale=0.05), 0, 1)),
+            "cost_usd": 0.001,
+            "matured_at": now,
+        }
