@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -191,17 +192,27 @@ def test_mlflow_loads_the_champion_as_pyfunc(service: ServiceProcess, encoder_di
     assert float(pmf.to_numpy().sum()) == pytest.approx(1.0)
 
 
-def test_every_listening_socket_is_loopback(service: ServiceProcess) -> None:
+def test_every_listening_socket_is_loopback_or_refuses_without_a_key(
+    service: ServiceProcess,
+) -> None:
     root = psutil.Process(service.process.pid)
-    listening = [
-        (process.name(), connection.laddr.ip)
+    listening = {
+        (process.name(), connection.laddr.ip, connection.laddr.port)
         for process in (root, *root.children(recursive=True))
         for connection in process.net_connections(kind="inet")
         if connection.status == psutil.CONN_LISTEN
-    ]
+    }
     assert listening
     loopback = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-    assert [entry for entry in listening if entry[1] not in loopback] == []
+    open_to_others = [entry for entry in listening if entry[1] not in loopback]
+    # Serve gives each replica a port for calls between deployments, on every address.
+    assert {name[:17] for name, _, _ in open_to_others} <= {"ray::ServeReplica"}
+    for _, _, port in open_to_others:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequestWithRejection")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=10)
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize(
