@@ -37,6 +37,8 @@ from policies.versions import CHAMPION
 NUM_HELDOUT: Final = 500
 MARKER_FILE: Final = "made-by-barp-demo"
 RATE_PER_S: Final = 40.0
+# More requests in flight than cores only wait for the encoder.
+CONCURRENCY: Final = 8
 MAX_DELAY_S: Final = 1.0
 SHARE_AT: Final = (0.1, 0.5, 0.95)
 # Of the way from random to the best single model per preference; what the last version must reach.
@@ -191,6 +193,7 @@ def play_stream(service: RunningService, stream: OutcomeTable, *, seed: int) -> 
         stream,
         service.url,
         rate_per_s=RATE_PER_S,
+        concurrency=CONCURRENCY,
         delay_s=(0.1, MAX_DELAY_S),
         cost_ceiling_usd=service.settings.cost_ceiling_usd,
         seed=seed,

@@ -18,8 +18,11 @@ from pathlib import Path
 import psycopg
 import pytest
 from clock import Clock
+from ledgers import open_ledger
 from registries import open_registry
 from sqlalchemy import URL, make_url
+
+from pipelines.ledger import Ledger
 
 POSTGRES_URL_VARIABLE = "BARP_TEST_POSTGRES_URL"
 POSTGRES_VERSION = "pginstall18"
@@ -75,6 +78,20 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     url = server.update_query_dict({"options": f"-csearch_path={schema}"})
     yield url.render_as_string(hide_password=False)
     _execute(server, f"DROP SCHEMA {schema} CASCADE")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A time that moves when told."""
+    return Clock()
+
+
+@pytest.fixture
+def ledger(ledger_url: str, clock: Clock) -> Iterator[Ledger]:
+    """A ledger on that database."""
+    opened = open_ledger(ledger_url, clock)
+    yield opened
+    opened.close()
 
 
 def _execute(server: URL, statement: str) -> None:

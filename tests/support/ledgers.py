@@ -12,7 +12,7 @@ from clock import START_S
 
 from pipelines.ledger import Ledger
 from policies.arms import Arm, PriceTable
-from policies.interaction import Decision, decisions_to_batch
+from policies.interaction import Decision, JoinStatus, Outcome, decisions_to_batch
 from policies.preference import Preference
 
 TENANT: Final = "acme"
@@ -69,3 +69,15 @@ def open_ledger(url: str, clock: Callable[[], float], *, shard: int = 0) -> Ledg
         clock=clock,
         shard=shard,
     )
+
+
+def submit(ledger: Ledger, *outcomes: Outcome, tenant: str = TENANT) -> list[JoinStatus]:
+    """Report outcomes in one transaction."""
+    return ledger.submit([(tenant, outcome) for outcome in outcomes])
+
+
+def matured(ledger: Ledger) -> list[tuple[int, str, int, float | None, float | None]]:
+    """List all interactions: seq, decision, revision, quality, cost."""
+    names = ("seq", "decision_id", "revision", "quality", "cost_usd")
+    rows = ledger.interactions(0, 1000).select(names).to_pylist()
+    return [tuple(row[name] for name in names) for row in rows]
