@@ -33,22 +33,26 @@ def start_actors(settings: Settings) -> None:
     Raises:
         RouterError: What an actor says it cannot start for.
     """
-    classes = _classes(settings)
-    for name in NAMES:
-        actor_class, arguments = classes[name]
-        handle: Any = (
-            ray.remote(actor_class)
-            .options(
-                name=name,
-                namespace=NAMESPACE,
-                lifetime="detached",
-                get_if_exists=True,
-                num_cpus=0,
-                max_restarts=-1,
-            )
-            .remote(**arguments)
-        )
+    # All at once: importing MLflow and torch takes longest, and none needs another to start.
+    handles = [_start(name, *made) for name, made in _classes(settings).items()]
+    for handle in handles:
         ray.get(handle.ready.remote(), timeout=READY_TIMEOUT_S)
+
+
+def _start(name: str, actor_class: type, arguments: dict[str, Any]) -> Any:
+    """Start one actor, or find it; returns before it is ready."""
+    return (
+        ray.remote(actor_class)
+        .options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+        )
+        .remote(**arguments)
+    )
 
 
 def stop_actors() -> None:
@@ -116,4 +120,5 @@ def training_plan(settings: Settings) -> TrainingPlan:
         min_interactions=settings.retrain_min_interactions,
         max_age_s=settings.retrain_max_age_s,
         tolerance=settings.retrain_tolerance,
+        rollback_hold_s=settings.rollback_hold_s,
     )

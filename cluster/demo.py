@@ -77,6 +77,11 @@ class DemoReport:
     rollback_ok: bool
     mlflow_uri: str
 
+    @property
+    def swaps(self) -> int:
+        """How often another version took over while traffic ran; the first champion took none."""
+        return len(self.versions) - 1
+
     def progress(self, reward: float) -> float:
         """How far a held-out reward is on the way from random (0) to best single (1)."""
         reach = self.references.best_single - self.references.random
@@ -118,7 +123,7 @@ class DemoReport:
             "feedback_sent": self.replay.feedback_sent,
             "feedback_joined": self.replay.feedback_joined,
             "versions": list(self.versions),
-            "swaps": len(self.swap_ms),
+            "swaps": self.swaps,
             "swap_ms_max": max(self.swap_ms, default=None),
             "rollback_ok": self.rollback_ok,
             "reward": {

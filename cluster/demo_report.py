@@ -18,11 +18,15 @@ def show_demo(report: DemoReport) -> None:
         f"{report.replay.requests} requests, {report.replay.failed} failed, "
         f"{report.replay.feedback_joined} of {report.replay.feedback_sent} outcomes joined, "
         f"p50 {report.replay.p50_ms:.0f} ms, p99 {report.replay.p99_ms:.0f} ms, "
-        f"{len(report.swap_ms)} swaps, slowest {slowest:.0f} ms"
+        f"{report.swaps} swaps, slowest replica {slowest:.0f} ms"
     )
+    for reason, count in report.replay.errors.items():
+        console.print(f"  [red]{count}[/] {reason}")
     for promise, kept in report.promises.items():
         console.print(f"  {'[green]yes[/]' if kept else '[red]no [/]'} {promise}")
-    console.print(f"look closer: .venv/bin/mlflow ui --backend-store-uri {report.mlflow_uri}")
+    console.print(
+        f"look closer: .venv/bin/mlflow ui --backend-store-uri {report.mlflow_uri}", soft_wrap=True
+    )
 
 
 def show_replay(report: ReplayReport) -> None:

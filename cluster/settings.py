@@ -119,6 +119,12 @@ class Settings(BaseSettings):
         description="Reward by which a retrained version may seem worse on held-out decisions "
         "than a champion of its own learner and still replace it.",
     )
+    rollback_hold_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="After somebody went back to an older version nothing is promoted by itself "
+        "for this long, s.",
+    )
     retrain_poll_s: float = Field(
         default=0.5, gt=0, description="How often the trainer looks for new interactions, s."
     )

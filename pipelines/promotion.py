@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from pipelines.history import MS_PER_S, AliasHistory, RecordStore, iso
 from policies.artifact import PolicyArtifact
-from policies.errors import ArtifactError, Unavailable, UnknownVersion
+from policies.errors import ArtifactError, Conflict, Unavailable, UnknownVersion
 from policies.versions import CHAMPION, PREVIOUS, AliasMove, Rollout
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,9 @@ class Promotion:
         self._unsettled = True
         self._settle_interrupted()
 
-    def promote(self, version: int, *, who: str, why: str) -> AliasMove:
+    def promote(
+        self, version: int, *, who: str, why: str, instead_of: int | None = None
+    ) -> AliasMove:
         """Make a version the champion, the old one `previous`, and bring it to the replicas.
 
         Promoting the champion does nothing and says so: `moved` is False.
@@ -94,12 +96,21 @@ class Promotion:
             version: The version's number.
             who: Who decides, for the history.
             why: Their reason, for the history.
+            instead_of: The champion that the version was judged against; None compares nothing.
 
         Raises:
+            Conflict: Another version serves than the one it was judged against.
             UnknownVersion: There is no such version.
             ArtifactError: Its files are damaged; the champion stays.
         """
         self._follow_alias()
+        if instead_of is not None and instead_of != self._champion:
+            raise Conflict(
+                f"version {version} was judged against {instead_of}, but {self._champion} serves",
+                field="instead_of",
+                value=instead_of,
+                allowed=str(self._champion),
+            )
         files = self._checked(version)
         if version != self._champion:
             return self._move(version, files, who=who, why=why)

@@ -53,9 +53,13 @@ class RegistryActor:
         """Point the alias `challenger` at a version; raises UnknownVersion."""
         await self._registry(lambda registry: registry.point(CHALLENGER, version))
 
-    async def promote(self, version: int, *, who: str, why: str) -> AliasMove:
+    async def promote(
+        self, version: int, *, who: str, why: str, instead_of: int | None = None
+    ) -> AliasMove:
         """See `Promotion.promote`."""
-        return await self._promotion(lambda p: p.promote(version, who=who, why=why))
+        return await self._promotion(
+            lambda p: p.promote(version, who=who, why=why, instead_of=instead_of)
+        )
 
     async def rollback(self, *, to: int | None, who: str, why: str) -> AliasMove:
         """See `Promotion.rollback`."""

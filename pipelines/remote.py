@@ -80,9 +80,15 @@ class RemoteRegistry:
         """Point the alias `challenger` at a version."""
         call(self._actor, "challenge", version)
 
-    def promote(self, version: int, *, who: str, why: str) -> AliasMove:
-        """Make a version the champion."""
-        return cast(AliasMove, call(self._actor, "promote", version, who=who, why=why))
+    def promote(self, version: int, *, who: str, why: str, instead_of: int | None) -> AliasMove:
+        """Make a version the champion, if the one it was judged against still is."""
+        move = call(self._actor, "promote", version, who=who, why=why, instead_of=instead_of)
+        return cast(AliasMove, move)
+
+    def last_move(self) -> AliasMove | None:
+        """Return the newest move of the champion."""
+        moves = cast("list[AliasMove]", call(self._actor, "history", 1))
+        return moves[0] if moves else None
 
     def versions(self) -> list[VersionInfo]:
         """List all versions, newest first."""

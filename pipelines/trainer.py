@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from pipelines.rows import HeldOut, InteractionSource, last_seq, read_rows, spli
 from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
+from policies.errors import Conflict
 from policies.learners import load_policy
 from policies.learning import Learner, LearnerSpec
 from policies.versions import AliasMove, VersionInfo
@@ -36,8 +38,11 @@ class RegistryPort(Protocol):
     def challenge(self, version: int) -> None:
         """Point the alias `challenger` at a version."""
 
-    def promote(self, version: int, *, who: str, why: str) -> AliasMove:
-        """Make a version the champion."""
+    def promote(self, version: int, *, who: str, why: str, instead_of: int | None) -> AliasMove:
+        """Make a version the champion; raises Conflict where `instead_of` is not it any more."""
+
+    def last_move(self) -> AliasMove | None:
+        """Return the newest move of the champion."""
 
     def versions(self) -> list[VersionInfo]:
         """List versions, newest first."""
@@ -94,7 +99,8 @@ class Trainer:
         latest = self._latest_versions()
         if self._registry.champion() is None:
             first = latest[self._learners[0].kind].version
-            self._registry.promote(first, who=WHO, why="first champion: nothing is learned yet")
+            why = "first champion: nothing is learned yet"
+            self._registry.promote(first, who=WHO, why=why, instead_of=None)
         cutoffs = [_cutoff(version) for version in latest.values()]
         self.status.trained_to_seq = max([self.status.trained_to_seq, *cutoffs])
 
@@ -116,19 +122,20 @@ class Trainer:
         newest = self._source.last_seq()
         self._heldout.refresh(self._source)
         latest = self._latest_versions()
+        champion = self._registry.champion()
         results: list[TrainingResult] = []
         for learner in self._learners:
             try:
-                results += self._train_learner(learner, latest[learner.kind], newest)
+                results += self._train_learner(learner, latest[learner.kind], newest, champion)
             except Exception as error:
                 logger.exception("learner %s failed", learner.kind)
                 self.status.failed(learner.kind, error)
-        results = self._promote_best(results)
+        results = self._promote_best(results, champion)
         self._note(results, newest)
         return results
 
     def _train_learner(
-        self, learner: Learner, parent: VersionInfo, up_to_seq: int
+        self, learner: Learner, parent: VersionInfo, up_to_seq: int, champion: int | None
     ) -> list[TrainingResult]:
         """Make, judge and register one version; none where nothing is new."""
         after_seq = _cutoff(parent)
@@ -152,7 +159,6 @@ class Trainer:
         )
         surroundings = self._surroundings(self._source.prices())
         artifact = replace(updated, training={**updated.training, **surroundings, **training})
-        champion = self._registry.champion()
         verdict = self._judge(artifact, champion)
         tags = {"verdict": verdict.reason, "judged_against": str(champion)}
         version = self._registry.register(artifact, _metrics(verdict, rows, duration_s), tags)
@@ -183,17 +189,37 @@ class Trainer:
             margin=-tolerance,
         )
 
-    def _promote_best(self, results: list[TrainingResult]) -> list[TrainingResult]:
+    def _promote_best(
+        self, results: list[TrainingResult], champion: int | None
+    ) -> list[TrainingResult]:
         """Name the best one challenger; promote it if the gate lets it through."""
         judged = [result for result in results if result.verdict.uplift is not None]
         if not judged:
             return results
         best = max(judged, key=_uplift)
         self._registry.challenge(best.version)
-        if not best.verdict.promote:
+        self.status.held = self._held()
+        if not best.verdict.promote or self.status.held is not None:
             return results
-        self._registry.promote(best.version, who=WHO, why=best.verdict.reason)
+        why = best.verdict.reason
+        try:
+            self._registry.promote(best.version, who=WHO, why=why, instead_of=champion)
+        except Conflict as error:
+            # Somebody moved the champion while we trained: the verdict is about another one.
+            logger.info("not promoted: %s", error)
+            return results
         return [replace(one, promoted=one is best) for one in results]
+
+    def _held(self) -> str | None:
+        """Say why nothing may be promoted: somebody went back lately, and their word stands."""
+        last = self._registry.last_move()
+        if last is None or last.who == WHO or last.version >= (last.previous or 0):
+            return None
+        until = datetime.fromisoformat(last.at).timestamp() + self._plan.rollback_hold_s
+        if self._clock() >= until:
+            return None
+        ends = datetime.fromtimestamp(until, tz=UTC).isoformat(timespec="seconds")
+        return f"{last.who} went back to version {last.version}; held until {ends}"
 
     def _note(self, results: Sequence[TrainingResult], newest: int) -> None:
         """Remember how far this training came, so that the next one waits for more.

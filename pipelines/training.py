@@ -17,6 +17,8 @@ class TrainingPlan:
     Attributes:
         encoder_id: Whose contexts the policies see.
         context_dim: Length of a context.
+        rollback_hold_s: After somebody went back to an older version nothing is promoted here for
+            so long, seconds.
         encoder_dir: Where the encoder lies; MLflow's loader encodes prompts with it.
         cost_ceiling_usd: USD at and above which a call counts as fully expensive.
         exploration_total: Probability shared evenly over the arms offered.
@@ -37,6 +39,7 @@ class TrainingPlan:
     min_interactions: int
     max_age_s: float
     tolerance: float = 0.0
+    rollback_hold_s: float = 0.0
     encoder_dir: str | None = None
 
 
@@ -70,6 +73,7 @@ class TrainerStatus:
         new_interactions: Interactions that wait for the next training, as last looked.
         heldout_rows: Held-out decisions that the gate judges on.
         trainings: Trainings finished.
+        held: Why nothing is promoted for now, None where the gate alone decides.
         last_result: What the learners made in the last one.
         failures: Failures so far, of the loop and of each learner by kind.
         last_failures: The text of the last one of each.
@@ -79,6 +83,7 @@ class TrainerStatus:
     new_interactions: int = 0
     heldout_rows: int = 0
     trainings: int = 0
+    held: str | None = None
     last_result: tuple[TrainingResult, ...] = ()
     failures: dict[str, int] = field(default_factory=dict)
     last_failures: dict[str, str] = field(default_factory=dict)

@@ -50,9 +50,16 @@ class PyfuncPolicy:
             One row a request, same index, one column an arm.
 
         Raises:
-            InvalidRequest: A column is missing, or weights are not allowed.
+            InvalidRequest: A column is missing, weights are not allowed, or no model was offered
+                when the version was registered.
             EncoderMismatch: The encoder is not the one the version was trained on.
         """
+        if not self._arms:
+            raise InvalidRequest(
+                "this version was registered before any model was offered: it has no pmf",
+                field="version",
+                allowed="a version with at least one model",
+            )
         contexts = self._contexts(model_input, params or {})
         weights = [
             Preference.normalised(

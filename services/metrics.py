@@ -59,7 +59,9 @@ class ReplicaMetrics:
             "barp_decisions_recorded", "Decisions handed to the ledger", registry=registry
         )
         self.dropped = Counter(
-            "barp_decisions_dropped", "Decisions not recorded: buffer full", registry=registry
+            "barp_decisions_dropped",
+            "Decisions not recorded: buffer full, or refused by the ledger",
+            registry=registry,
         )
         self.flush_failures = Counter(
             "barp_flush_failures", "Hand-overs to the ledger to be repeated", registry=registry

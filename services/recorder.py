@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Final, Literal
 
-from policies.errors import RouterError
+from policies.errors import InvalidRequest, RouterError
 from policies.interaction import Decision, decisions_to_batch
 from services.actors import AggregatorPort
 from services.metrics import ReplicaMetrics
@@ -102,22 +102,38 @@ class Recorder:
     async def _hand_over(self) -> None:
         """Send the oldest decisions, however often it takes; only then let go of them."""
         batch = list(islice(self._buffer, BATCH_ROWS))
+        await self._store(batch)
+        for _ in batch:
+            self._buffer.popleft()
+        self._metrics.buffered.set(len(self._buffer))
+        self._room.set()
+
+    async def _store(self, batch: Sequence[Decision]) -> None:
+        """Try until the ledger has them; one it refuses for good must not block the others."""
         rows = decisions_to_batch(batch)
         backoff_s = BACKOFF_FIRST_S
         while True:
             try:
                 await self._aggregator.record(rows)
-                break
+                self._metrics.recorded.inc(len(batch))
+                return
+            except InvalidRequest as error:
+                await self._store_each(batch, error)
+                return
             except RouterError as error:
                 self._metrics.flush_failures.inc()
                 logger.warning("%d decisions wait for the ledger: %s", len(self._buffer), error)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
-        for _ in batch:
-            self._buffer.popleft()
-        self._metrics.recorded.inc(len(batch))
-        self._metrics.buffered.set(len(self._buffer))
-        self._room.set()
+
+    async def _store_each(self, refused: Sequence[Decision], error: InvalidRequest) -> None:
+        """Store the good ones of a refused batch; drop and count the bad one."""
+        if len(refused) == 1:
+            self._metrics.dropped.inc()
+            logger.error("the ledger refuses a decision for good: %s", error)
+            return
+        for decision in refused:
+            await self._store([decision])
 
     async def _pause(self, seconds: float) -> None:
         """Wait a while, or until somebody is in a hurry."""

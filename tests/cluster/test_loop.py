@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -179,17 +180,28 @@ def test_foreign_mlflow_client_moves_the_service(service: ServiceProcess) -> Non
     assert (newest["version"], newest["who"]) == (target, "mlflow")
 
 
-def test_mlflow_loads_the_champion_as_pyfunc(service: ServiceProcess, encoder_dir: Path) -> None:
-    import mlflow
-    import pandas as pd
-
+def test_mlflow_loads_the_champion_as_pyfunc(service: ServiceProcess) -> None:
+    learned = max(move["version"] for move in service.get("/v1/versions/history")["history"])
+    service.http.post(f"/v1/versions/{learned}/promote").raise_for_status()
+    # In a process of its own: MLflow leaves its URIs in the environment of whoever uses it so.
+    code = (
+        "import sys, json, mlflow, pandas; mlflow.set_tracking_uri(sys.argv[1]);"
+        "mlflow.set_registry_uri(sys.argv[1]);"
+        "model = mlflow.pyfunc.load_model('models:/barp@champion');"
+        "frame = pandas.DataFrame({'prompt': ['Name a prime.'], 'quality': [0.7], 'cost': [0.3]});"
+        "print(json.dumps(model.predict(frame).to_dict('records')[0]))"
+    )
     uri = f"sqlite:///{service.state_dir / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    model = mlflow.pyfunc.load_model("models:/barp@champion")
-    frame = pd.DataFrame({"prompt": ["Name a prime."], "quality": [0.7], "cost": [0.3]})
-    pmf = model.predict(frame)
-    assert float(pmf.to_numpy().sum()) == pytest.approx(1.0)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, uri],
+        check=True,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
+    pmf = json.loads(done.stdout.splitlines()[-1])
+    assert set(pmf) == set(PRICES)
+    assert sum(pmf.values()) == pytest.approx(1.0)
 
 
 def test_every_listening_socket_is_loopback_or_refuses_without_a_key(

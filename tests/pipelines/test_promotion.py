@@ -12,7 +12,7 @@ from registries import RegistrySetup
 from pipelines.history import AliasHistory
 from pipelines.promotion import Promotion
 from pipelines.registry import MODEL_NAME, Registry
-from policies.errors import ArtifactError, Unavailable, UnknownVersion
+from policies.errors import ArtifactError, Conflict, Unavailable, UnknownVersion
 from policies.versions import CHAMPION, PREVIOUS
 
 PICKLE_OPCODES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -235,3 +235,13 @@ def _rename_table(folder: Path, name: str, to: str) -> None:
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         database.execute(f"ALTER TABLE {name} RENAME TO {to}")
         database.commit()
+
+
+def test_a_verdict_about_another_champion_promotes_nothing(setup: RegistrySetup) -> None:
+    setup.promotion.promote(1, who="ann", why="")
+    setup.promotion.promote(2, who="trainer", why="better", instead_of=1)
+
+    with pytest.raises(Conflict, match="judged against 1, but 2 serves"):
+        setup.promotion.promote(3, who="trainer", why="better", instead_of=1)
+
+    assert setup.promotion.champion() == 2

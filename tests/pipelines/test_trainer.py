@@ -45,6 +45,7 @@ class RegistryAndPromotion:
         self._registry, self._promotion = registry, promotion
         self.register, self.artifact = registry.register, registry.artifact
         self.promote, self.champion = promotion.promote, promotion.champion
+        self.rollback = promotion.rollback
 
     def challenge(self, version: int) -> None:
         """Point the alias."""
@@ -53,6 +54,11 @@ class RegistryAndPromotion:
     def versions(self) -> list[VersionInfo]:
         """List all."""
         return self._registry.versions()
+
+    def last_move(self) -> AliasMove | None:
+        """Return the newest."""
+        moves = self.history()
+        return moves[0] if moves else None
 
     def history(self) -> list[AliasMove]:
         """List all moves."""
@@ -86,13 +92,13 @@ class Setup:
         self.learners = learners or (PosteriorLearner(),)
         self.trainer = self.restarted()
 
-    def restarted(self) -> Trainer:
+    def restarted(self, plan: TrainingPlan = PLAN) -> Trainer:
         """Start the trainer again, as a new process would."""
         trainer = Trainer(
             self.learners,
             source=self.source,
             registry=self.registry,
-            plan=PLAN,
+            plan=plan,
             code="1.0 abc",
             clock=self.clock,
         )
@@ -197,6 +203,28 @@ def test_a_failing_learner_stops_neither_the_other_nor_the_loop(registry_dir: Pa
     assert setup.trainer.status.failures == {"barp": 1}
     assert setup.trainer.status.last_failures == {"barp": "ValueError: one bad row"}
     assert not setup.trainer.due()
+
+
+def test_a_rollback_holds_for_a_while_and_then_learning_decides_again(setup: Setup) -> None:
+    setup.trainer = setup.restarted(replace(PLAN, rollback_hold_s=100.0, tolerance=1.0))
+    setup.source.happen(400)
+    setup.trainer.train()
+    setup.registry.rollback(to=1, who="ann", why="answers got worse")
+
+    setup.source.happen(50)
+    (held,) = setup.trainer.train()
+
+    assert not held.promoted
+    assert setup.trainer.status.held is not None
+    assert "ann went back to version 1" in setup.trainer.status.held
+    assert setup.registry.champion() == 1
+
+    setup.clock.now += 101
+    setup.source.happen(50)
+    (free,) = setup.trainer.train()
+
+    assert free.promoted
+    assert setup.trainer.status.held is None
 
 
 def test_a_version_in_quarantine_is_no_parent(setup: Setup) -> None:

@@ -151,3 +151,19 @@ def test_a_full_buffer_waits_for_room_where_that_is_wanted(decisions: list[Decis
     run(steps())
     assert parts.stored() == [decision.decision_id for decision in decisions]
     assert parts.count("barp_decisions_dropped_total") == 0
+
+
+def test_a_decision_the_ledger_refuses_for_good_does_not_block_the_others(
+    decisions: list[Decision],
+) -> None:
+    async def steps() -> None:
+        parts = Parts(capacity=100, when_full="wait")
+        bad = decisions[3].decision_id
+        parts.aggregator.refused = {bad}
+        await parts.recorder.add(decisions)
+        parts.recorder.start()
+        assert await parts.recorder.drain(timeout_s=10) == 0
+        assert parts.stored() == [d.decision_id for d in decisions if d.decision_id != bad]
+        assert parts.count("barp_decisions_dropped_total") == 1
+
+    run(steps())

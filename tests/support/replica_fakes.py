@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from policies.arms import Arm, PriceTable, patched
 from policies.artifact import PolicyArtifact
-from policies.errors import Unavailable, UnknownVersion
+from policies.errors import InvalidRequest, Unavailable, UnknownVersion
 from policies.interaction import Decision, JoinStatus, LedgerCounts, Outcome
 from policies.policy import Expectation, mix_exploration
 from policies.preference import Preference
@@ -91,6 +91,7 @@ class FakeAggregator:
 
     def __init__(self) -> None:
         self.away = False
+        self.refused: set[str] = set()
         self.batches: list[pa.RecordBatch] = []
         self.submitted: list[tuple[str, Outcome]] = []
         self.answers: dict[str, JoinStatus] = {}
@@ -104,6 +105,8 @@ class FakeAggregator:
     async def record(self, batch: pa.RecordBatch) -> int:
         """Store decisions."""
         self._here()
+        if self.refused & set(batch["decision_id"].to_pylist()):
+            raise InvalidRequest("the ledger cannot hold it", field="decision_id")
         self.batches.append(batch)
         return len(batch)
 
