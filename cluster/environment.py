@@ -14,6 +14,9 @@ FIXED: Final = {
     "HF_HUB_OFFLINE": "1",
     # Two threads in one replica were up to ten times slower than one on shared cores.
     "OMP_NUM_THREADS": "1",
+    # Ray runs its workers at niceness 15, so that any other process on the machine, callers
+    # included, goes first. Users wait for these workers.
+    "RAY_worker_niceness": "0",
     "OPENBLAS_NUM_THREADS": "1",
 }
 

@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     target_ongoing_requests: float = Field(
         default=4.0, gt=0, description="Requests in flight per replica that autoscaling aims at."
     )
-    upscale_delay_s: float = Field(default=2.0, ge=0, description="Load must last this long, s.")
+    upscale_delay_s: float = Field(default=0.5, ge=0, description="Load must last this long, s.")
     downscale_delay_s: float = Field(default=30.0, ge=0, description="Calm must last this long, s.")
     look_back_s: float = Field(
         default=4.0, gt=0, description="Window the load is averaged over, s."
