@@ -18,6 +18,7 @@ FIXED: Final = {
     # included, goes first. Users wait for these workers.
     "RAY_worker_niceness": "0",
     "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
 }
 
 LOOPBACK_ONLY: Final = {

@@ -1,0 +1,56 @@
+"""What a benchmark shows a person: one table, references first."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from cluster.console import console
+from pipelines.quality_report import QualityReport
+
+
+def show_quality(report: QualityReport) -> None:
+    """Show every rule's gap, reward and cost, and what learning online cost."""
+    found = report.to_json()
+    table = Table(
+        "who decides", "gap closed", "as served", "reward", "regret", "score at 1", "USD/1k"
+    )
+    for name, one in sorted(found["references"].items(), key=lambda item: item[1]["reward"]):
+        table.add_row(
+            name,
+            f"{one['gap_closed']:+.3f}",
+            "",
+            f"{one['reward']:.4f}",
+            _interval(one["online_regret"], ".4f") if "online_regret" in one else "",
+            f"{one['score_at_1']:.4f}",
+            f"{one['cost_per_1k_at_1']:.3f}",
+            style="dim",
+        )
+    for name, one in found["learners"].items():
+        table.add_row(
+            f"[bold]{name}[/]",
+            _interval(one["gap_closed"], "+.3f"),
+            _interval(one["gap_closed_served"], "+.3f"),
+            f"{one['reward']['mean']:.4f}",
+            _interval(one["online_regret"], ".4f"),
+            f"{one['score_at_1']:.4f}",
+            f"{one['cost_per_1k_at_1']:.3f}",
+        )
+    console.print(table)
+    monotone = [name for name, one in found["learners"].items() if one["monotone"]]
+    lowest = found["lowest_regret"]
+    console.print(
+        f"{found['n_train']} training and {found['n_test']} held-out prompts, {len(report.arms)} "
+        f"models, {found['seeds']} seeds, tau = {found['tau']:.6f} USD (mean cost of the dearest)"
+    )
+    console.print(
+        f"monotone: {', '.join(monotone) or 'none'}; least regret: {lowest['name']}, "
+        f"{found['default']} minus it {_interval(lowest['default_minus_lowest'], '+.4f')}"
+    )
+
+
+def _interval(value: dict[str, float | list[float] | None], form: str) -> str:
+    """Write a mean with half its interval's width."""
+    mean, interval = value["mean"], value["ci95"]
+    if not isinstance(interval, list):
+        return f"{mean:{form}}"
+    return f"{mean:{form}} ± {(interval[1] - interval[0]) / 2:.3f}"
