@@ -10,6 +10,7 @@ import typer
 from cluster.console import console, print_json, steps_progress
 from pipelines.quality_plan import Protocol, ReferenceSet
 from pipelines.replay_plan import Stream
+from policies.errors import InvalidRequest
 
 bench = typer.Typer(help="Measure, with one JSON object for each figure.", no_args_is_help=True)
 
@@ -102,6 +103,56 @@ def bench_quality(
         console.print(f"  {path}", soft_wrap=True)
     if json:
         print_json(report.to_json())
+
+
+@bench.command("coverage")
+def bench_coverage(
+    train: TrainOption = "paretobandit",
+    learner: Annotated[str, typer.Option(help="Whose policies log and are judged.")] = "posterior",
+    encoder: EncoderOption = "minilm",
+    repetitions: Annotated[int, typer.Option(help="How many logs are drawn.", min=1)] = 400,
+    rows: Annotated[int, typer.Option(help="Interactions in each log.", min=10)] = 1_000,
+    explorations: Annotated[
+        str, typer.Option(help="Shares of the logged requests spread evenly, comma separated.")
+    ] = "0.2,0.05",
+    seed: Annotated[int, typer.Option(help="Seed of the split and of all draws.")] = 0,
+    cache_dir: CacheOption = DEFAULT_CACHE_DIR,
+    json: JsonOption = False,
+) -> None:
+    """Measure how often off-policy intervals hold the truth."""
+    from cluster.bench_report import show_coverage
+    from cluster.bench_sources import encoded_outcomes
+    from pipelines.coverage import CoveragePlan, run_coverage
+
+    plan = CoveragePlan(
+        learner=learner,
+        repetitions=repetitions,
+        rows=rows,
+        explorations=tuple(_share(text) for text in _names(explorations)),
+        seed=seed,
+    )
+    with steps_progress() as show:
+        outcomes = encoded_outcomes(train, encoder, cache_dir, progress=show)
+        found = {"data": train} | run_coverage(plan, outcomes, progress=show)
+    show_coverage(found)
+    if json:
+        print_json(found)
+
+
+def _share(text: str) -> float:
+    """Read a share above 0; raises InvalidRequest."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0.0 < share <= 1.0:
+        raise InvalidRequest(
+            f"explorations={text} must be shares above 0, at most 1",
+            field="explorations",
+            value=text,
+            allowed="above 0, at most 1",
+        )
+    return share
 
 
 def _names(listed: str) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.table import Table
 
 from cluster.console import console
@@ -45,6 +47,30 @@ def show_quality(report: QualityReport) -> None:
     console.print(
         f"monotone: {', '.join(monotone) or 'none'}; least regret: {lowest['name']}, "
         f"{found['default']} minus it {_interval(lowest['default_minus_lowest'], '+.4f')}"
+    )
+
+
+def show_coverage(found: dict[str, Any]) -> None:
+    """Show coverage, error and effective sample size by exploration, region and estimator."""
+    table = Table("exploration", "preferences", "estimator", "coverage", "rmse", "bias", "ESS", "")
+    for exploration, regions in found["explorations"].items():
+        for region, estimators in regions.items():
+            for name, one in estimators.items():
+                flag = f"untrusted in {one['untrusted_share']:.0%}"
+                table.add_row(
+                    f"{float(exploration):.0%}",
+                    region,
+                    name,
+                    f"{one['coverage']:.1%}",
+                    f"{one['rmse']:.4f}",
+                    f"{one['bias']:+.4f}",
+                    f"{one['mean_ess']:.0f}",
+                    flag if one["untrusted_share"] else "",
+                )
+    console.print(table)
+    console.print(
+        f"{found['repetitions']} logs of {found['rows']} rows from {found['n_pool']} prompts; the "
+        f"target's true reward is {found['truth']['overall']:.4f}"
     )
 
 

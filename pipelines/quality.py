@@ -125,7 +125,7 @@ def run_quality(
     Raises:
         InvalidRequest: A learner or task that does not exist, or test outcomes of other arms.
     """
-    learners = {name: _learner(name) for name in plan.learners}
+    learners = {name: learner_named(name) for name in plan.learners}
     if test is not None and test.table.arms != train.table.arms:
         raise InvalidRequest(
             f"test={', '.join(test.table.arms)} must hold the models of the training file",
@@ -139,12 +139,12 @@ def run_quality(
     for seed in range(plan.seeds):
         done = seed * (1 + len(names))
         progress(f"seed {seed}: references", done, total)
-        run = _prepared(plan, train, test, seed=seed)
+        run = prepared(plan, train, test, seed=seed)
         found = _references(run, references)
         online = {}
         for number, name in enumerate(names, start=1):
             progress(f"seed {seed}: {name}", done + number, total)
-            online[name] = _online(run, _contender(name, learners.get(name), run))
+            online[name] = _online(run, contender_of(name, learners.get(name), run))
         results.append(
             SeedResult(
                 n_train=len(run.part.table),
@@ -159,7 +159,7 @@ def run_quality(
     return results
 
 
-def _learner(name: str) -> Learner:
+def learner_named(name: str) -> Learner:
     """Make a learner by name; raises InvalidRequest."""
     if name not in LEARNERS:
         allowed = ", ".join(LEARNERS)
@@ -173,8 +173,17 @@ def _learner(name: str) -> Learner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _SeedRun:
-    """One seed's training part, held-out part and stream."""
+class SeedRun:
+    """One seed's parts and stream.
+
+    Attributes:
+        seed: The seed.
+        plan: What is measured.
+        part: What streams are made of.
+        held_out: What is judged on.
+        held_out_tasks: The tasks of its prompts, shape (n,).
+        draws: Every chance of the stream.
+    """
 
     seed: int
     plan: QualityPlan
@@ -184,16 +193,16 @@ class _SeedRun:
     draws: StreamDraws
 
 
-def _prepared(
+def prepared(
     plan: QualityPlan, train: EncodedOutcomes, test: EncodedOutcomes | None, *, seed: int
-) -> _SeedRun:
+) -> SeedRun:
     """Part the prompts, draw the stream, take tau and prices from the training part."""
     if test is None:
         train_rows, test_rows = split_rows(plan, train.table, seed=seed)
         train, test = train.take(train_rows), train.take(test_rows)
     arms = arms_with_prices(train.table)
     ceiling_usd = float(train.table.costs.mean(axis=0).max())
-    return _SeedRun(
+    return SeedRun(
         seed=seed,
         plan=plan,
         part=TrainingPart(
@@ -216,7 +225,7 @@ def _prepared(
     )
 
 
-def _references(run: _SeedRun, which: ReferenceSet) -> dict[str, Performance]:
+def _references(run: SeedRun, which: ReferenceSet) -> dict[str, Performance]:
     """Judge every rule that learns nothing online."""
     table, held_out = run.part.table, run.held_out
     choices = fixed_choices(held_out, table.scores, table.costs, GRID)
@@ -233,7 +242,7 @@ def _references(run: _SeedRun, which: ReferenceSet) -> dict[str, Performance]:
     return {name: performance(choice, held_out, GRID) for name, choice in choices.items()}
 
 
-def _contender(name: str, learner: Learner | None, run: _SeedRun) -> Contender:
+def contender_of(name: str, learner: Learner | None, run: SeedRun) -> Contender:
     """Make a peer, or a learner's run."""
     context_dim = run.part.contexts.shape[1]
     if name == PARETOBANDIT:
@@ -250,7 +259,7 @@ def _contender(name: str, learner: Learner | None, run: _SeedRun) -> Contender:
     return LearnerContender(learner or BANDIT_LEARNERS[name], spec)
 
 
-def _online(run: _SeedRun, contender: Contender) -> OnlineResult:
+def _online(run: SeedRun, contender: Contender) -> OnlineResult:
     """Play the stream, then judge what was learned."""
     regret = play(contender, run.part, run.draws)
     greedy, served = (

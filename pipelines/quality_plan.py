@@ -86,6 +86,16 @@ class StreamDraws:
     is_missing: NDArray[np.bool_]
 
 
+def first_requests(draws: StreamDraws, number: int) -> StreamDraws:
+    """Cut a stream short."""
+    return StreamDraws(
+        rows=draws.rows[:number],
+        w_quality=draws.w_quality[:number],
+        uniforms=draws.uniforms[:number],
+        is_missing=draws.is_missing[:number],
+    )
+
+
 def draw_stream(plan: QualityPlan, num_prompts: int, *, seed: int) -> StreamDraws:
     """Draw order, preferences, arms' chances and losses; every learner of a seed meets the same."""
     rng = np.random.default_rng([seed, 1])

@@ -112,11 +112,7 @@ class BanditPolicy:
             self._weights, context[None], np.array([preference.quality]), self._settings
         )
         variance = np.maximum((inverses @ seen) @ seen, 0.0)
-        return (
-            np.asarray(means @ seen, dtype=np.float64),
-            np.sqrt(variance, dtype=np.float64),
-            draws,
-        )
+        return means @ seen, np.sqrt(variance), draws
 
     def _models_of(self, names: tuple[str, ...]) -> tuple[Array, Array, Array]:
         """Solve the regressions of the arms offered; an unknown arm is one without data."""
@@ -125,7 +121,8 @@ class BanditPolicy:
         for row, name in enumerate(names):
             if (arm := self._index.get(name)) is not None:
                 gram[row], moment[row] = self._weights["gram"][arm], self._weights["moment"][arm]
-        inverses = np.linalg.inv(gram + self._settings.ridge * np.eye(size))
+        precisions = gram + self._settings.ridge * np.eye(size)
+        inverses = np.asarray(np.linalg.inv(precisions), dtype=np.float64)
         means = (inverses @ moment[:, :, None])[:, :, 0]
         seed = int(self._weights["seed"][0])
         draws = np.random.default_rng(seed).normal(size=(self._settings.num_draws, len(names)))

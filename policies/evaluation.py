@@ -7,13 +7,25 @@ scored at any preference, weighted by pi(a | x, w') / mu(a | x, w_logged).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.preference import Preference
+from policies.reward_model import cross_fitted
+
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+ESTIMATORS: Final = ("ips", "snips", "dr")
+OVERALL: Final = "overall"
+REGIONS: Final = ("cost", "balanced", "quality")
+# Below this effective sample size an estimate is shown, but flagged.
+MIN_ESS: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +45,11 @@ class Estimate:
     upper: float
     ess: float
     n: int
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it rests on rows enough for its interval to be believed."""
+        return self.ess >= MIN_ESS
 
 
 def importance_weights(target_prob: Array, propensity: Array) -> Array:
@@ -125,3 +142,75 @@ def effective_sample_size(weights: Array) -> float:
     """
     square = float((weights**2).sum())
     return float(weights.sum()) ** 2 / square if square > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedRows:
+    """A log as arrays: n interactions over K arms, outcomes known.
+
+    Attributes:
+        contexts: What the reward model sees, float64, shape (n, features).
+        arm: Index of the arm taken, shape (n,).
+        propensity: Probability the logging policy gave it, shape (n,).
+        outcomes: Quality and minus scaled cost, so that a preference weighs both, shape (n, 2).
+        folds: Which fold a row is in, by prompt: a prompt never predicts itself, shape (n,).
+    """
+
+    contexts: Array
+    arm: Indices
+    propensity: Array
+    outcomes: Array
+    folds: Indices
+
+
+def preference_regions(grid: Sequence[Preference]) -> dict[str, Indices]:
+    """Part the grid into three regions of the weight on quality, and all of it.
+
+    >>> from policies.preference import preference_grid
+    >>> {name: len(points) for name, points in preference_regions(preference_grid()).items()}
+    {'overall': 11, 'cost': 4, 'balanced': 3, 'quality': 4}
+    """
+    third = np.array([min(int(point.quality * 3), 2) for point in grid])
+    named = {name: np.flatnonzero(third == i) for i, name in enumerate(REGIONS)}
+    return {OVERALL: np.arange(len(grid)), **named}
+
+
+def evaluate(
+    target_pmf: Array, log: LoggedRows, grid: Sequence[Preference]
+) -> dict[str, dict[str, Estimate]]:
+    """Estimate the target policy's reward overall and by region of preferences.
+
+    Every row is scored at every preference of the grid, whatever the one it was decided under;
+    a region's score of a row is the mean over the region's preferences.
+
+    Args:
+        target_pmf: The target policy's pmf at each preference, shape (G, n, K).
+        log: What another policy did.
+        grid: The preferences, G of them.
+
+    Returns:
+        Estimates by region, then by estimator; see REGIONS and ESTIMATORS.
+    """
+    predicted = cross_fitted(
+        log.contexts, log.arm, log.outcomes, log.folds, num_arms=target_pmf.shape[2]
+    )
+    rows = np.arange(len(log.arm))
+    weights = importance_weights(target_pmf[:, rows, log.arm], log.propensity)
+    scores = {name: np.empty(weights.shape) for name in ESTIMATORS}
+    for point, preference in enumerate(grid):
+        trade_off = np.array([preference.quality, preference.cost])
+        reward, expected = log.outcomes @ trade_off, predicted @ trade_off
+        target = target_pmf[point]
+        scores["ips"][point] = weights[point] * reward
+        scores["snips"][point] = snips(target[rows, log.arm], log.propensity, reward)
+        scores["dr"][point] = doubly_robust(target, log.propensity, reward, log.arm, expected)
+    return {
+        region: _estimates(scores, weights, points)
+        for region, points in preference_regions(grid).items()
+    }
+
+
+def _estimates(scores: Mapping[str, Array], weights: Array, points: Indices) -> dict[str, Estimate]:
+    """Average each row over the points, then take mean and interval over the rows."""
+    weight = weights[points].mean(axis=0)
+    return {name: estimate(score[points].mean(axis=0), weight) for name, score in scores.items()}
