@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from rich.table import Table
 
 from cluster.console import console
 from pipelines.quality_report import QualityReport
+
+# An estimate is flagged where more than this share of the logs gave it too small an ESS.
+MOSTLY: Final = 0.5
 
 
 def show_quality(report: QualityReport) -> None:
@@ -52,21 +55,22 @@ def show_quality(report: QualityReport) -> None:
 
 def show_coverage(found: dict[str, Any]) -> None:
     """Show coverage, error and effective sample size by exploration, region and estimator."""
-    table = Table("exploration", "preferences", "estimator", "coverage", "rmse", "bias", "ESS", "")
-    for exploration, regions in found["explorations"].items():
-        for region, estimators in regions.items():
-            for name, one in estimators.items():
-                flag = f"untrusted in {one['untrusted_share']:.0%}"
-                table.add_row(
-                    f"{float(exploration):.0%}",
-                    region,
-                    name,
-                    f"{one['coverage']:.1%}",
-                    f"{one['rmse']:.4f}",
-                    f"{one['bias']:+.4f}",
-                    f"{one['mean_ess']:.0f}",
-                    flag if one["untrusted_share"] else "",
-                )
+    table = Table("explored", "judged", "region", "estimator", "covers", "rmse", "bias", "ESS", "")
+    for exploration, ways in found["explorations"].items():
+        for way, regions in ways.items():
+            for region, estimators in regions.items():
+                for name, one in estimators.items():
+                    table.add_row(
+                        f"{float(exploration):.0%}",
+                        way,
+                        region,
+                        name,
+                        f"{one['coverage']:.1%}",
+                        f"{one['rmse']:.4f}",
+                        f"{one['bias']:+.4f}",
+                        f"{one['mean_ess']:.0f}",
+                        "untrusted" if one["untrusted_share"] > MOSTLY else "",
+                    )
     console.print(table)
     console.print(
         f"{found['repetitions']} logs of {found['rows']} rows from {found['n_pool']} prompts; the "

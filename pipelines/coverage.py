@@ -23,7 +23,8 @@ from policies.evaluation import (
     MIN_ESS,
     Estimate,
     LoggedRows,
-    evaluate,
+    evaluate_as_asked,
+    evaluate_on_grid,
     preference_regions,
 )
 from policies.performance import choices_of
@@ -79,11 +80,11 @@ class Pool:
     cost_ceiling_usd: float
 
     def truth(self) -> dict[str, float]:
-        """Return the target's true mean reward by region."""
+        """Return the target's true mean reward by region, each preference as likely as another."""
         trade_offs = np.array([[point.quality, point.cost] for point in GRID])
         rewards = np.einsum("nko,go->gnk", self.outcomes, trade_offs)
         at_each = (self.target * rewards).sum(axis=2).mean(axis=1)
-        regions = preference_regions(GRID)
+        regions = preference_regions(trade_offs[:, 0])
         return {name: float(at_each[points].mean()) for name, points in regions.items()}
 
 
@@ -118,14 +119,17 @@ def run_coverage(
     truth = pool.truth()
     found = {}
     for exploration in plan.explorations:
-        step = f"exploration {exploration:.0%}"
-        repeated = []
+        step, asked, on_grid = f"exploration {exploration:.0%}", [], []
         for repetition in range(plan.repetitions):
             rng = np.random.default_rng([plan.seed, repetition])
-            log, target = draw_log(pool, plan.rows, exploration_total=exploration, rng=rng)
-            repeated.append(evaluate(target, log, GRID))
+            drawn = draw_log(pool, plan.rows, exploration_total=exploration, rng=rng)
+            asked.append(evaluate_as_asked(drawn.target_as_asked, drawn.log, drawn.w_quality))
+            on_grid.append(evaluate_on_grid(drawn.target, drawn.log, GRID))
             progress(step, repetition + 1, plan.repetitions)
-        found[f"{exploration:g}"] = summary(repeated, truth)
+        found[f"{exploration:g}"] = {
+            "as_asked": summary(asked, truth),
+            "on_grid": summary(on_grid, truth),
+        }
     return {
         "n_train": pool.n_train,
         "n_pool": len(pool.features),
@@ -140,10 +144,27 @@ def run_coverage(
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnLog:
+    """One repetition's log and what the target would do on it.
+
+    Attributes:
+        log: The interactions, n of them.
+        w_quality: Weight on quality of each, shape (n,).
+        target: The target's pmf at each preference of the grid, shape (G, n, K).
+        target_as_asked: At each row's own, shape (n, K).
+    """
+
+    log: LoggedRows
+    w_quality: Array
+    target: Array
+    target_as_asked: Array
+
+
 def draw_log(
     pool: Pool, rows: int, *, exploration_total: float, rng: np.random.Generator
-) -> tuple[LoggedRows, Array]:
-    """Draw prompts, preferences and arms; return the log and the target's pmf on its rows."""
+) -> DrawnLog:
+    """Draw prompts, preferences and arms under the logging policy."""
     num_points, num_prompts, num_arms = pool.target.shape
     prompts = rng.integers(num_prompts, size=rows)
     asked = rng.integers(num_points, size=rows)
@@ -157,7 +178,12 @@ def draw_log(
         outcomes=pool.outcomes[prompts, arm],
         folds=prompts % FOLDS,
     )
-    return log, pool.target[:, prompts]
+    return DrawnLog(
+        log=log,
+        w_quality=np.array([GRID[point].quality for point in asked]),
+        target=pool.target[:, prompts],
+        target_as_asked=pool.target[asked, prompts],
+    )
 
 
 def summary(

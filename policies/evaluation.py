@@ -7,7 +7,7 @@ scored at any preference, weighted by pi(a | x, w') / mu(a | x, w_logged).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -163,25 +163,47 @@ class LoggedRows:
     folds: Indices
 
 
-def preference_regions(grid: Sequence[Preference]) -> dict[str, Indices]:
-    """Part the grid into three regions of the weight on quality, and all of it.
+def preference_regions(w_quality: Array) -> dict[str, Indices]:
+    """Part weights on quality into three regions, and all of them; return their positions.
 
-    >>> from policies.preference import preference_grid
-    >>> {name: len(points) for name, points in preference_regions(preference_grid()).items()}
-    {'overall': 11, 'cost': 4, 'balanced': 3, 'quality': 4}
+    >>> {name: rows.tolist() for name, rows in preference_regions(np.array([0, 0.5, 1])).items()}
+    {'overall': [0, 1, 2], 'cost': [0], 'balanced': [1], 'quality': [2]}
     """
-    third = np.array([min(int(point.quality * 3), 2) for point in grid])
+    third = np.minimum((w_quality * len(REGIONS)).astype(np.int64), len(REGIONS) - 1)
     named = {name: np.flatnonzero(third == i) for i, name in enumerate(REGIONS)}
-    return {OVERALL: np.arange(len(grid)), **named}
+    return {OVERALL: np.arange(len(w_quality)), **named}
 
 
-def evaluate(
+def evaluate_as_asked(
+    target_pmf: Array, log: LoggedRows, w_quality: Array
+) -> dict[str, dict[str, Estimate]]:
+    """Estimate the target policy's reward at the preferences asked for, overall and by region.
+
+    Args:
+        target_pmf: The target policy's pmf at each row's own preference, shape (n, K).
+        log: What another policy did.
+        w_quality: Weight on quality each row was decided under, shape (n,).
+
+    Returns:
+        Estimates by region, then by estimator; see REGIONS and ESTIMATORS. A region without rows
+        is left out.
+    """
+    trade_offs = np.stack([w_quality, 1.0 - w_quality], axis=1)
+    scores, weights = _scores(target_pmf, log, _predicted(log, target_pmf.shape[-1]), trade_offs)
+    return {
+        region: {name: estimate(score[rows], weights[rows]) for name, score in scores.items()}
+        for region, rows in preference_regions(w_quality).items()
+        if len(rows)
+    }
+
+
+def evaluate_on_grid(
     target_pmf: Array, log: LoggedRows, grid: Sequence[Preference]
 ) -> dict[str, dict[str, Estimate]]:
-    """Estimate the target policy's reward overall and by region of preferences.
+    """Estimate the target policy's mean reward over a grid of preferences and its regions.
 
-    Every row is scored at every preference of the grid, whatever the one it was decided under;
-    a region's score of a row is the mean over the region's preferences.
+    Every row is scored at every preference, whatever the one it was decided under, so thin regions
+    can be judged; where preferences decide the arm the weights are far from even.
 
     Args:
         target_pmf: The target policy's pmf at each preference, shape (G, n, K).
@@ -189,28 +211,40 @@ def evaluate(
         grid: The preferences, G of them.
 
     Returns:
-        Estimates by region, then by estimator; see REGIONS and ESTIMATORS.
+        Estimates by region, then by estimator.
     """
-    predicted = cross_fitted(
-        log.contexts, log.arm, log.outcomes, log.folds, num_arms=target_pmf.shape[2]
-    )
+    predicted = _predicted(log, target_pmf.shape[-1])
+    at_each = []
+    for pmf, preference in zip(target_pmf, grid, strict=True):
+        trade_offs = np.tile([preference.quality, preference.cost], (len(pmf), 1))
+        at_each.append(_scores(pmf, log, predicted, trade_offs))
+    w_quality = np.array([preference.quality for preference in grid])
+    found = {}
+    for region, points in preference_regions(w_quality).items():
+        weights = np.mean([at_each[point][1] for point in points], axis=0)
+        found[region] = {
+            name: estimate(np.mean([at_each[point][0][name] for point in points], axis=0), weights)
+            for name in ESTIMATORS
+        }
+    return found
+
+
+def _predicted(log: LoggedRows, num_arms: int) -> Array:
+    """Predict every arm's outcomes, shape (n, K, 2)."""
+    return cross_fitted(log.contexts, log.arm, log.outcomes, log.folds, num_arms=num_arms)
+
+
+def _scores(
+    target_pmf: Array, log: LoggedRows, predicted: Array, trade_offs: Array
+) -> tuple[dict[str, Array], Array]:
+    """Score every row once, by each estimator; return the weights too, all of shape (n,)."""
     rows = np.arange(len(log.arm))
-    weights = importance_weights(target_pmf[:, rows, log.arm], log.propensity)
-    scores = {name: np.empty(weights.shape) for name in ESTIMATORS}
-    for point, preference in enumerate(grid):
-        trade_off = np.array([preference.quality, preference.cost])
-        reward, expected = log.outcomes @ trade_off, predicted @ trade_off
-        target = target_pmf[point]
-        scores["ips"][point] = weights[point] * reward
-        scores["snips"][point] = snips(target[rows, log.arm], log.propensity, reward)
-        scores["dr"][point] = doubly_robust(target, log.propensity, reward, log.arm, expected)
+    reward = (log.outcomes * trade_offs).sum(axis=1)
+    expected = np.einsum("nko,no->nk", predicted, trade_offs)
+    taken = target_pmf[rows, log.arm]
+    weights = importance_weights(taken, log.propensity)
     return {
-        region: _estimates(scores, weights, points)
-        for region, points in preference_regions(grid).items()
-    }
-
-
-def _estimates(scores: Mapping[str, Array], weights: Array, points: Indices) -> dict[str, Estimate]:
-    """Average each row over the points, then take mean and interval over the rows."""
-    weight = weights[points].mean(axis=0)
-    return {name: estimate(score[points].mean(axis=0), weight) for name, score in scores.items()}
+        "ips": weights * reward,
+        "snips": snips(taken, log.propensity, reward),
+        "dr": doubly_robust(target_pmf, log.propensity, reward, log.arm, expected),
+    }, weights
