@@ -12,7 +12,9 @@ import typer
 from rich.table import Table
 
 from cluster import operate
+from cluster.bench import bench
 from cluster.console import console, print_json, replay_progress
+from cluster.encoders import encoder
 from cluster.environment import prepare_environment
 from cluster.options import default_text, with_settings
 from cluster.settings import Settings
@@ -27,6 +29,8 @@ app = typer.Typer(
 )
 app.add_typer(operate.versions, name="versions")
 app.add_typer(operate.models, name="models")
+app.add_typer(bench, name="bench")
+app.add_typer(encoder, name="encoder")
 app.command("status")(operate.status)
 
 JsonFlag = Annotated[

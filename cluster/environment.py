@@ -27,6 +27,7 @@ FIXED: Final = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # How long a replica that is to go still answers: HAProxy drops it within half a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    "TOKENIZERS_PARALLELISM": "false",
 }
 
 LOOPBACK_ONLY: Final = {

@@ -31,6 +31,7 @@ from cluster.application import APP_NAME, build
 from cluster.ingress import LOOPBACK, available_ingress, prepare_ingress
 from cluster.settings import Ingress, Settings, places, resolved
 from policies.artifact import write_atomically
+from policies.encoder_files import ENCODER_FILE, EncoderKind, checked_manifest
 from policies.errors import RouterError
 
 SERVICE_FILE: Final = "service.json"
@@ -80,8 +81,8 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     url = f"http://{_url_host(settings.host)}:{settings.port}"
     with state_lock(settings.state_dir), working_directory(settings.state_dir):
-        progress("encoder: exported once, then read from the state folder")
-        ensure_encoder(places(settings).encoder_dir)
+        progress("encoder: built once, then read from the state folder")
+        ensure_encoder(places(settings).encoder_dir, kind=settings.encoder)
         progress("Ray: starting a local cluster")
         ingress = available_ingress(settings.ingress)
         with local_ray(host=settings.host, port=settings.port, ingress=ingress):
@@ -162,19 +163,31 @@ def working_directory(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def ensure_encoder(folder: Path) -> None:
-    """Export the MiniLM encoder into `folder` unless it is there already.
+def ensure_encoder(folder: Path, *, kind: EncoderKind = "minilm") -> None:
+    """Build an encoder into `folder` unless it is there already.
 
     In a process of its own: torch and sentence-transformers would stay in ours, 500 MB of them.
+
+    Raises:
+        LaunchError: It cannot be built, or the folder holds one of another kind.
+        ArtifactError: What the folder holds is damaged.
     """
-    if (folder / "encoder.json").is_file():
+    if (folder / ENCODER_FILE).is_file():
+        if (found := checked_manifest(folder).kind) != kind:
+            raise LaunchError(
+                f"encoder={kind}: {folder} holds {found}, whose policies know no other",
+                field="encoder",
+                value=kind,
+                allowed=f"{found}, or another state_dir",
+            )
         return
-    code = "import sys, pathlib, policies.encoder as e; e.export_minilm(pathlib.Path(sys.argv[1]))"
-    command = [sys.executable, "-P", "-c", code, str(folder)]
+    code = "import sys, pathlib, policies.encoder as e; "
+    code += "e.build_encoder(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    command = [sys.executable, "-P", "-c", code, kind, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise LaunchError(
-            f"the encoder could not be exported: {done.stderr.strip()[-500:]}",
+            f"the encoder could not be built: {done.stderr.strip()[-500:]}",
             field="encoder_dir",
             value=str(folder),
         )

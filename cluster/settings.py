@@ -16,6 +16,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from policies.encoder_files import EncoderKind
+
 Ingress = Literal["haproxy", "python"]
 
 
@@ -70,6 +72,11 @@ class Settings(BaseSettings):
     )
     max_batch: int = Field(default=256, gt=0, description="Most requests in one batch call.")
 
+    encoder: EncoderKind = Field(
+        default="minilm",
+        description="Encoder of a new state folder: MiniLM itself, or `static`, a table of token "
+        "vectors distilled from it, some hundred times faster.",
+    )
     encoder_placement: Literal["replica", "deployment"] = Field(
         default="replica",
         description="Where prompts are encoded: inside each router replica, or in a deployment "

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pipelines.encoder_versions import ENCODER_MODEL_NAME, encoder_version
 from pipelines.history import MS_PER_S, Record, RecordState, iso
 from policies.artifact import FILES, PolicyArtifact, digest
 from policies.errors import ArtifactError, Unavailable, UnknownVersion
@@ -71,7 +72,7 @@ class Registry:
     @_mlflow_errors()
     def __init__(self, uri: str, artifact_dir: str, *, clock: Callable[[], float]) -> None:
         """Open the store; the first time makes its tables, 2 s on SQLite."""
-        self._uri, self._clock = uri, clock
+        self._uri, self._artifact_dir, self._clock = uri, artifact_dir, clock
         self._client = _connect(uri)
         self._experiment = _experiment(self._client, MODEL_NAME, artifact_dir)
         self._records = _experiment(self._client, HISTORY_NAME, artifact_dir)
@@ -119,6 +120,12 @@ class Registry:
             model_id=model.model_id,
         )
         return int(version.version)
+
+    @_mlflow_errors()
+    def register_encoder(self, folder: Path) -> int:
+        """Store an encoder's folder as a version of `barp-encoder`, once; return its number."""
+        experiment = _experiment(self._client, ENCODER_MODEL_NAME, self._artifact_dir)
+        return encoder_version(self._client, experiment, folder)
 
     @_mlflow_errors()
     def versions(self, limit: int = MAX_LISTED) -> list[VersionInfo]:

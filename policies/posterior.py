@@ -37,7 +37,7 @@ from policies.learning import (
     latest_price_version,
     lineage,
 )
-from policies.policy import Expectation, mix_exploration
+from policies.policy import Expectation, all_on, mix_exploration
 from policies.preference import Preference
 from policies.reward import scaled_cost
 
@@ -100,6 +100,14 @@ class PosteriorPolicy:
         best = (worth + deviation * models.draws).argmax(axis=1)
         wins = np.bincount(best, minlength=len(worth)) / len(best)
         return mix_exploration(wins, exploration_total=self._artifact.exploration_total)
+
+    def greedy_pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> Array:
+        """Return all mass on the arm of the best expected worth, shape (num_offered,)."""
+        quality, cost, _, _ = self._predict(context, self._models(tuple(offered)))
+        worth = preference.quality * quality - preference.cost * cost
+        return all_on(int(worth.argmax()), len(worth))
 
     def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation:
         """Return the posterior means, in the units they are reported in."""

@@ -98,6 +98,34 @@ def reference_rewards(
     )
 
 
+def fixed_choices(
+    held_out: HeldOut, train_scores: Array, train_costs: Array, grid: Sequence[Preference]
+) -> dict[str, Array]:
+    """Lay out every rule that looks at no prompt, and the oracle, which looks at the outcome.
+
+    Args:
+        held_out: What they are to be judged on, n prompts and K arms.
+        train_scores: Quality of the same arms on other prompts, shape (m, K).
+        train_costs: Their cost there, USD, shape (m, K).
+        grid: The preferences, G of them.
+
+    Returns:
+        Probability of each arm by name of the rule, shape (G, n, K).
+    """
+    num_prompts, num_arms = held_out.scores.shape
+    shape, always = (len(grid), num_prompts, num_arms), np.eye(num_arms)
+    mean_cost, ceiling = train_costs.mean(axis=0), held_out.cost_ceiling_usd
+    trained = [_rewards(train_scores, train_costs, w, ceiling).mean(axis=0) for w in grid]
+    best_trained = always[np.argmax(trained, axis=1)][:, None, :]
+    return {
+        "uniform": np.full(shape, 1.0 / num_arms),
+        "cheapest": np.broadcast_to(always[mean_cost.argmin()], shape),
+        "largest": np.broadcast_to(always[mean_cost.argmax()], shape),
+        "best_single": np.broadcast_to(best_trained, shape),
+        "oracle": always[np.array([held_out.rewards(w).argmax(axis=1) for w in grid])],
+    }
+
+
 def heldout_reward(policy: Policy, held_out: HeldOut, grid: Sequence[Preference]) -> Array:
     """Return the expected reward of a policy's pmf at each preference, shape (len(grid),)."""
     return np.array(

@@ -170,7 +170,7 @@ def test_image_holds_state_and_encoder_where_the_manifest_says() -> None:
     (application,) = serve_config("rayservice.yaml").applications
     assert f"BARP_STATE_DIR={application.args['state_dir']}" in DOCKERFILE
     assert f"BARP_ENCODER_DIR={application.args['encoder_dir']}" in DOCKERFILE
-    assert f"export_minilm(Path('{application.args['encoder_dir']}'))" in DOCKERFILE
+    assert f"barp encoder build --kind minilm --out {application.args['encoder_dir']}" in DOCKERFILE
 
 
 def test_constraints_pin_every_requirement_within_its_bounds() -> None:

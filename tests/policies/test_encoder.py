@@ -9,15 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from policies.encoder import (
-    ENCODER_FILE,
-    MAX_CHARACTERS,
-    MODEL_FILE,
-    TOKENIZER_FILE,
-    Encoder,
-    load_encoder,
-)
+from policies.encoder import Encoder, load_encoder
+from policies.encoder_files import ENCODER_FILE, MAX_CHARACTERS, TOKENIZER_FILE
 from policies.errors import ArtifactError
+from policies.minilm import MODEL_FILE
 
 TEXTS = (
     "Write a haiku about rain.",

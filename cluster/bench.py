@@ -1,0 +1,160 @@
+"""`barp bench`: measurements one can repeat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from cluster.console import console, print_json, steps_progress
+from pipelines.quality_plan import Protocol, ReferenceSet
+from pipelines.replay_plan import Stream
+from policies.errors import InvalidRequest
+
+bench = typer.Typer(help="Measure, with one JSON object for each figure.", no_args_is_help=True)
+
+DEFAULT_CACHE_DIR: Final = Path(".barp/bench")
+
+CacheOption = Annotated[
+    Path, typer.Option(help="Folder for encoders and encoded prompts, kept between runs.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
+]
+EncoderOption = Annotated[
+    str, typer.Option(help="`minilm` or `static`; or the folder of an encoder that was built.")
+]
+TrainOption = Annotated[
+    str, typer.Option(help="`paretobandit`, a wide .parquet file or a RouterBench .csv.")
+]
+
+
+@bench.command("quality")
+def bench_quality(
+    train: TrainOption = "paretobandit",
+    test: Annotated[
+        str | None, typer.Option(help="Outcomes to judge on, of the same models.")
+    ] = None,
+    split: Annotated[float, typer.Option(help="Share of prompts held out without --test.")] = 0.2,
+    protocol: Annotated[
+        Protocol, typer.Option(help="`deployment`: each prompt once. `simulated`: --passes times.")
+    ] = "deployment",
+    stream: Annotated[
+        Stream, typer.Option(help="Preferences: `uniform` on [0, 1] or `typical` (70 % at 0.7).")
+    ] = "uniform",
+    learners: Annotated[
+        str, typer.Option(help="Learners, separated by commas, the default one first.")
+    ] = "posterior,barp",
+    encoder: EncoderOption = "minilm",
+    seeds: Annotated[int, typer.Option(help="Runs; each redraws split, order and draws.")] = 10,
+    delay: Annotated[int, typer.Option(help="Prompts between a decision and its feedback.")] = 64,
+    passes: Annotated[int, typer.Option(help="Passes over the prompts (simulated).")] = 1,
+    missing: Annotated[float, typer.Option(help="Share of outcomes that never come.")] = 0.0,
+    holdout_tasks: Annotated[
+        str, typer.Option(help="Tasks left out of training and judged on, comma separated.")
+    ] = "",
+    exploration_total: Annotated[
+        float, typer.Option(help="Probability that learners share evenly over the arms.")
+    ] = 0.02,
+    references: Annotated[
+        ReferenceSet, typer.Option(help="`simple` leaves out full-information routers and peers.")
+    ] = "all",
+    plots: Annotated[Path | None, typer.Option(help="Folder to draw pictures into.")] = None,
+    cache_dir: CacheOption = DEFAULT_CACHE_DIR,
+    json: JsonOption = False,
+) -> None:
+    """Measure how well learners route recorded outcomes, beside every reference."""
+    from cluster.bench_report import show_quality
+    from cluster.bench_sources import encoded_outcomes
+    from pipelines.quality import run_quality
+    from pipelines.quality_plan import QualityPlan
+    from pipelines.quality_plots import draw_plots
+    from pipelines.quality_report import QualityReport
+
+    plan = QualityPlan(
+        learners=_names(learners),
+        protocol=protocol,
+        stream=stream,
+        seeds=seeds,
+        split=split,
+        delay=delay,
+        passes=passes,
+        missing=missing,
+        holdout_tasks=_names(holdout_tasks),
+        exploration_total=exploration_total,
+    )
+    with steps_progress() as show:
+        trained_on = encoded_outcomes(train, encoder, cache_dir, progress=show)
+        judged_on = test and encoded_outcomes(test, encoder, cache_dir, progress=show)
+        results = run_quality(
+            plan, trained_on, judged_on or None, references=references, progress=show
+        )
+    report = QualityReport(
+        data=train,
+        test=test,
+        arms=trained_on.table.arms,
+        encoder_id=trained_on.encoder_id,
+        plan=plan,
+        results=results,
+    )
+    show_quality(report)
+    for path in draw_plots(report, plots) if plots else ():
+        console.print(f"  {path}", soft_wrap=True)
+    if json:
+        print_json(report.to_json())
+
+
+@bench.command("coverage")
+def bench_coverage(
+    train: TrainOption = "paretobandit",
+    learner: Annotated[str, typer.Option(help="Whose policies log and are judged.")] = "posterior",
+    encoder: EncoderOption = "minilm",
+    repetitions: Annotated[int, typer.Option(help="How many logs are drawn.", min=1)] = 400,
+    rows: Annotated[int, typer.Option(help="Interactions in each log.", min=10)] = 1_000,
+    explorations: Annotated[
+        str, typer.Option(help="Shares of the logged requests spread evenly, comma separated.")
+    ] = "0.2,0.05",
+    seed: Annotated[int, typer.Option(help="Seed of the split and of all draws.")] = 0,
+    cache_dir: CacheOption = DEFAULT_CACHE_DIR,
+    json: JsonOption = False,
+) -> None:
+    """Measure how often off-policy intervals hold the truth."""
+    from cluster.bench_report import show_coverage
+    from cluster.bench_sources import encoded_outcomes
+    from pipelines.coverage import CoveragePlan, run_coverage
+
+    plan = CoveragePlan(
+        learner=learner,
+        repetitions=repetitions,
+        rows=rows,
+        explorations=tuple(_share(text) for text in _names(explorations)),
+        seed=seed,
+    )
+    with steps_progress() as show:
+        outcomes = encoded_outcomes(train, encoder, cache_dir, progress=show)
+        found = {"data": train} | run_coverage(plan, outcomes, progress=show)
+    show_coverage(found)
+    if json:
+        print_json(found)
+
+
+def _share(text: str) -> float:
+    """Read a share above 0; raises InvalidRequest."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0.0 < share <= 1.0:
+        raise InvalidRequest(
+            f"explorations={text} must be shares above 0, at most 1",
+            field="explorations",
+            value=text,
+            allowed="above 0, at most 1",
+        )
+    return share
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    """Part a list at its commas."""
+    return tuple(name.strip() for name in listed.split(",") if name.strip())

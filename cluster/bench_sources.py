@@ -1,0 +1,47 @@
+"""Recorded outcomes, encoded with an encoder that is built where it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.launch import ensure_encoder
+from pipelines.embeddings import cached_contexts
+from pipelines.outcomes import load_outcomes
+from pipelines.quality import EncodedOutcomes
+from policies.encoder import load_encoder
+from policies.encoder_files import KINDS
+
+Progress = Callable[[str, int, int], None]
+
+
+def encoded_outcomes(
+    source: str, encoder: str, cache_dir: Path, *, progress: Progress
+) -> EncodedOutcomes:
+    """Read outcomes and encode their prompts, or find them encoded.
+
+    Args:
+        source: What `load_outcomes` takes.
+        encoder: A kind, built in the cache where it is missing, or an encoder's folder.
+        cache_dir: Where encoders and contexts are kept.
+        progress: Told each step.
+
+    Raises:
+        BadOutcomeFile: The outcomes cannot be read.
+        ArtifactError: The encoder cannot.
+    """
+    table = load_outcomes(source)
+    folder = Path(encoder)
+    if encoder in KINDS:
+        folder = cache_dir / f"encoder-{encoder}"
+        progress(f"building the encoder {encoder}", 0, 1)
+        ensure_encoder(folder, kind=encoder)
+    loaded = load_encoder(folder)
+    name = Path(source).name
+    contexts = cached_contexts(
+        table.prompts,
+        loaded,
+        cache_dir / "contexts",
+        progress=lambda done, total: progress(f"encoding {name}", done, total),
+    )
+    return EncodedOutcomes(table=table, contexts=contexts, encoder_id=loaded.encoder_id)
