@@ -19,13 +19,16 @@ from cluster.settings import Ingress
 LOOPBACK: Final = "127.0.0.1"
 # One forwards several times what the replicas of a machine can decide.
 THREADS: Final = 1
+# Spares a replica the tasks that watch for callers who hang up: decisions take less than that.
+NO_WATCH_HEADER: Final = "x-request-disconnect-disabled"
 # Ray starts this in place of HAProxy. It edits the configuration it is given, then becomes HAProxy.
 WRAPPER: Final = """#!/bin/sh
 previous=
 for word in "$@"; do
   if [ "$previous" = -f ]; then
     sed -i -E -e 's/^( *bind) [*]?:/\\1 {loopback}:/' \\
-      -e 's/^( *bind) {inside}$/\\1 {outside}/' "$word"
+      -e 's/^( *bind) {inside}$/\\1 {outside}/' \\
+      -e '/^frontend http_frontend/a http-request set-header {watch_header} ?1' "$word"
   fi
   previous=$word
 done
@@ -73,6 +76,7 @@ def haproxy_environment(folder: Path, binary: str, *, host: str, port: int) -> d
             loopback=LOOPBACK,
             inside=f"{LOOPBACK}:{port}",
             outside=f"{host}:{port}",
+            watch_header=NO_WATCH_HEADER,
         )
     )
     wrapper.chmod(0o700)

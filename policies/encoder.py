@@ -37,6 +37,10 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """Length of a context."""
 
+    @property
+    def light(self) -> bool:
+        """Whether to encode a prompt takes less time than to hand it to a thread."""
+
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Encode texts as rows of length one, float32, shape (len(texts), dim)."""
 

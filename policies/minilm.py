@@ -34,6 +34,8 @@ class MiniLmEncoder:
         dim: Length of a context.
     """
 
+    light = False
+
     def __init__(
         self, session: InferenceSession, tokenizer: Tokenizer, *, encoder_id: str, dim: int
     ) -> None:

@@ -6,6 +6,7 @@ with numpy and tokenizers alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.encoder_files import MAX_CHARACTERS, TOKENIZER_FILE, Manifest, write_manifest
+from policies.word_pieces import WordPieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,11 +48,13 @@ class StaticEncoder:
         dim: Length of a context.
     """
 
+    light = True
+
     def __init__(
         self, vectors: NDArray[np.float32], tokenizer: Tokenizer, *, encoder_id: str
     ) -> None:
         """Take loaded parts; `load_static` is the way to get them."""
-        self._vectors, self._tokenizer = vectors, tokenizer
+        self._vectors, self._tokenizer = vectors, WordPieces(tokenizer)
         self.encoder_id, self.dim = encoder_id, vectors.shape[1]
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -59,14 +63,13 @@ class StaticEncoder:
         A text without a token is a row of zeros.
         """
         rows = np.zeros((len(texts), self.dim), dtype=np.float32)
-        encodings = self._tokenizer.encode_batch_fast(
-            [text[:MAX_CHARACTERS] for text in texts], add_special_tokens=False
-        )
-        # One sum a text is five times faster here than one `add.reduceat` over all.
-        for row, encoding in zip(rows, encodings, strict=True):
-            self._vectors[encoding.ids].sum(axis=0, out=row)
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        np.divide(rows, norms, out=rows, where=norms > 0)
+        for row, text in zip(rows, texts, strict=True):
+            ids = self._tokenizer.ids(text[:MAX_CHARACTERS])
+            # One sum a text is five times faster here than one `add.reduceat` over all.
+            np.add.reduce(self._vectors.take(ids, axis=0), axis=0, out=row)
+            length = math.sqrt(row.dot(row))
+            if length > 0:
+                row /= length
         return rows
 
 

@@ -84,6 +84,8 @@ class Autoscaling:
                 policy=AutoscalingPolicy(policy_function=at_most_double),  # type: ignore[no-untyped-call]  # Ray's
             ),
             "ray_actor_options": {"num_cpus": self.num_cpus},
+            # A line for each request costs more than the decision; we count them instead.
+            "logging_config": {"log_level": "WARNING", "enable_access_log": False},
             "max_ongoing_requests": self.max_ongoing_requests,
             "health_check_period_s": HEALTH_PERIOD_S,
             "health_check_timeout_s": HEALTH_TIMEOUT_S,

@@ -149,7 +149,7 @@ def test_the_event_loop_is_free_while_a_thread_encodes() -> None:
     import threading
 
     class Blocking:
-        encoder_id, dim = "blocking", 2
+        encoder_id, dim, light = "blocking", 2, False
 
         def __init__(self) -> None:
             self.may_end = threading.Event()

@@ -52,6 +52,7 @@ class HashEncoder:
 
     encoder_id = ENCODER_ID
     dim = DIM
+    light = False
 
     def __init__(self) -> None:
         self.calls: list[int] = []
