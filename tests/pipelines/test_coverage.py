@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from outcome_tables import some_outcomes
 
-from pipelines.coverage import CoveragePlan, Pool, draw_log, make_pool, run_coverage
+from pipelines.coverage import CoveragePlan, Pool, draw_log, make_pool, run_coverage, write_log
 from policies.evaluation import ESTIMATORS
 
 OUTCOMES = some_outcomes(300)
@@ -43,11 +43,22 @@ def test_the_truth_is_what_endless_logs_would_say(pool: Pool) -> None:
     assert estimate == pytest.approx(pool.truth()["overall"], abs=0.01)
 
 
+def test_a_learners_log_keeps_its_own_propensities(pool: Pool) -> None:
+    plan = CoveragePlan(rows=300)
+    drawn = write_log(plan, pool, exploration_total=0.3, rng=np.random.default_rng(0))
+    assert len(drawn.log.arm) == 300
+    assert drawn.log.propensity.min() >= 0.3 / 3 - 1e-9
+    # Later rows are decided by a policy that has learned, not by the first one.
+    assert len(np.unique(drawn.log.propensity)) > 50
+    np.testing.assert_allclose(drawn.target_as_asked.sum(axis=1), 1.0)
+
+
 def test_the_object_printed_has_every_figure() -> None:
-    plan = CoveragePlan(repetitions=5, rows=200)
+    plan = CoveragePlan(repetitions=5, rows=200, learning_repetitions=2)
     found = json.loads(json.dumps(run_coverage(plan, OUTCOMES), allow_nan=False))
     assert list(found["explorations"]) == ["0.2", "0.05"]
     for ways in found["explorations"].values():
+        assert list(ways) == ["as_asked", "on_grid", "learning_log"]
         for regions in ways.values():
             assert set(regions) == {"overall", "cost", "balanced", "quality"}
             for estimators in regions.values():
