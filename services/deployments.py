@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +29,7 @@ from services.metrics import MetricsPusher, ReplicaMetrics
 from services.operations import Operations
 from services.recorder import Recorder
 from services.router import Router, RouterArgs
+from services.scaling import at_most_double
 
 # How often load is reported: at Serve's default of 10 s no replica is added within 10 s.
 METRICS_INTERVAL_S: Final = 0.5
@@ -80,6 +81,7 @@ class Autoscaling:
                 downscale_delay_s=self.downscale_delay_s,
                 look_back_period_s=self.look_back_s,
                 metrics_interval_s=min(METRICS_INTERVAL_S, self.look_back_s / 4),
+                policy=AutoscalingPolicy(policy_function=at_most_double),  # type: ignore[no-untyped-call]  # Ray's
             ),
             "ray_actor_options": {"num_cpus": self.num_cpus},
             "max_ongoing_requests": self.max_ongoing_requests,

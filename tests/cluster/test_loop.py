@@ -129,6 +129,19 @@ def test_versions_are_learned_and_swapped_in_under_load(service: ServiceProcess)
         assert at >= first - 1.0, "a version answered before it was champion"
 
 
+def wait_for_calm(service: ServiceProcess, *, retrain_min_interactions: int) -> None:
+    """Wait until the trainer has looked several times and found too little to train on."""
+    calm_since = time.monotonic()
+
+    def calm() -> bool:
+        nonlocal calm_since
+        if service.get("/v1/status")["trainer"]["new_interactions"] >= retrain_min_interactions:
+            calm_since = time.monotonic()
+        return time.monotonic() - calm_since > 5.0
+
+    service.wait_for(calm, timeout_s=120)
+
+
 def move_time(move: dict[str, Any]) -> float:
     """When an alias moved, seconds since the epoch."""
     from datetime import datetime
@@ -262,9 +275,12 @@ def test_a_restart_keeps_champion_ledger_and_learning(
         first.http.put(f"/v1/models/{name}", json=prices).raise_for_status()
     with Load(first.url, clients=4) as load:
         first.wait_for(lambda: len(load.versions()) >= 2, timeout_s=120)
-    champion = champion_of(first)
     decisions = len(load.answers)
     assert load.failures == []
+    # No training may be due, or the second service would soon have another champion.
+    first.wait_for(lambda: first.get("/v1/status")["ledger"]["joined"] == decisions)
+    wait_for_calm(first, retrain_min_interactions=60)
+    champion = champion_of(first)
     assert first.stop() == 0
 
     second = start_service(tmp_path, **options)
