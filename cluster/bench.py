@@ -112,6 +112,9 @@ def bench_coverage(
     encoder: EncoderOption = "minilm",
     repetitions: Annotated[int, typer.Option(help="How many logs are drawn.", min=1)] = 400,
     rows: Annotated[int, typer.Option(help="Interactions in each log.", min=10)] = 1_000,
+    learning_repetitions: Annotated[
+        int, typer.Option(help="How many more logs the learner writes as it learns.", min=0)
+    ] = 0,
     explorations: Annotated[
         str, typer.Option(help="Shares of the logged requests spread evenly, comma separated.")
     ] = "0.2,0.05",
@@ -128,6 +131,7 @@ def bench_coverage(
         learner=learner,
         repetitions=repetitions,
         rows=rows,
+        learning_repetitions=learning_repetitions,
         explorations=tuple(_share(text) for text in _names(explorations)),
         seed=seed,
     )

@@ -11,6 +11,7 @@ from pipelines.outcomes import load_outcomes
 from pipelines.quality import EncodedOutcomes
 from policies.encoder import load_encoder
 from policies.encoder_files import KINDS
+from policies.errors import InvalidRequest
 
 Progress = Callable[[str, int, int], None]
 
@@ -27,11 +28,17 @@ def encoded_outcomes(
         progress: Told each step.
 
     Raises:
+        InvalidRequest: There is no such encoder.
         BadOutcomeFile: The outcomes cannot be read.
         ArtifactError: The encoder cannot.
     """
     table = load_outcomes(source)
     folder = Path(encoder)
+    if encoder not in KINDS and not folder.is_dir():
+        allowed = f"{', '.join(KINDS)}, or the folder of an encoder"
+        raise InvalidRequest(
+            f"encoder={encoder} must be {allowed}", field="encoder", value=encoder, allowed=allowed
+        )
     if encoder in KINDS:
         folder = cache_dir / f"encoder-{encoder}"
         progress(f"building the encoder {encoder}", 0, 1)

@@ -186,8 +186,9 @@ def ensure_encoder(folder: Path, *, kind: EncoderKind = "minilm") -> None:
     command = [sys.executable, "-P", "-c", code, kind, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise LaunchError(
-            f"the encoder could not be built: {done.stderr.strip()[-500:]}",
+            f"the encoder could not be built: {last[-500:]}",
             field="encoder_dir",
             value=str(folder),
         )

@@ -8,15 +8,17 @@ pool. With the prompts held fixed an interval that counts their variance would c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.contenders import PRICE_VERSION, Contender, LearnerContender
 from pipelines.quality import GRID, EncodedOutcomes, contender_of, learner_named, prepared
-from pipelines.quality_plan import QualityPlan, first_requests
-from pipelines.quality_stream import play
+from pipelines.quality_plan import QualityPlan, StreamDraws, delays, first_requests, split_rows
+from pipelines.quality_stream import TrainingPart, play
 from policies.beliefs import features, fit_projection
 from policies.evaluation import (
     ESTIMATORS,
@@ -27,6 +29,7 @@ from policies.evaluation import (
     evaluate_on_grid,
     preference_regions,
 )
+from policies.learning import LearnerSpec
 from policies.performance import choices_of
 from policies.reward import scaled_cost
 
@@ -48,6 +51,7 @@ class CoveragePlan:
             what it had learned halfway.
         repetitions: How many logs are drawn.
         rows: Interactions in each.
+        learning_repetitions: How many logs are written by the learner as it learns, from nothing.
         explorations: Shares of the logging policy's requests that are spread evenly.
         seed: Of the split and of all draws.
     """
@@ -55,6 +59,7 @@ class CoveragePlan:
     learner: str = "posterior"
     repetitions: int = 400
     rows: int = 1_000
+    learning_repetitions: int = 0
     explorations: tuple[float, ...] = (0.2, 0.05)
     seed: int = 0
 
@@ -68,6 +73,7 @@ class Pool:
         outcomes: Quality and minus scaled cost, shape (n, K, 2).
         target: The target's pmf, shape (G, n, K).
         logging: The logging policy's choice before exploration, shape (G, n, K).
+        stream: The same prompts as something to route, for a log that a learner writes.
         n_train: Prompts that target and logging policy were trained on, none of the pool's.
         cost_ceiling_usd: tau, USD.
     """
@@ -76,6 +82,7 @@ class Pool:
     outcomes: Array
     target: Array
     logging: Array
+    stream: TrainingPart
     n_train: int
     cost_ceiling_usd: float
 
@@ -98,11 +105,19 @@ def make_pool(plan: CoveragePlan, outcomes: EncodedOutcomes) -> Pool:
     held_out = run.held_out
     scaled = scaled_cost(held_out.costs, cost_ceiling_usd=held_out.cost_ceiling_usd)
     centre, projection = fit_projection(run.part.contexts, components=MODEL_COMPONENTS)
+    _, rows = split_rows(run.plan, outcomes.table, seed=plan.seed)
+    table = outcomes.table.take(rows)
     return Pool(
         features=features(held_out.contexts, centre, projection)[:, 1:],
         outcomes=np.stack([held_out.scores, -scaled], axis=2),
         target=choices_of(target.pmf, held_out, GRID),
         logging=choices_of(logging.greedy_pmf, held_out, GRID),
+        stream=replace(
+            run.part,
+            table=replace(table, sample_ids=tuple(str(row) for row in range(len(table)))),
+            contexts=held_out.contexts,
+            delays=delays(run.plan, table),
+        ),
         n_train=len(run.part.table),
         cost_ceiling_usd=held_out.cost_ceiling_usd,
     )
@@ -130,6 +145,14 @@ def run_coverage(
             "as_asked": summary(asked, truth),
             "on_grid": summary(on_grid, truth),
         }
+        if plan.learning_repetitions:
+            learned = []
+            for repetition in range(plan.learning_repetitions):
+                rng = np.random.default_rng([plan.seed, repetition, 1])
+                drawn = write_log(plan, pool, exploration_total=exploration, rng=rng)
+                learned.append(evaluate_as_asked(drawn.target_as_asked, drawn.log, drawn.w_quality))
+                progress(f"{step}, learning", repetition + 1, plan.learning_repetitions)
+            found[f"{exploration:g}"]["learning_log"] = summary(learned, truth)
     return {
         "n_train": pool.n_train,
         "n_pool": len(pool.features),
@@ -183,6 +206,61 @@ def draw_log(
         w_quality=np.array([GRID[point].quality for point in asked]),
         target=pool.target[:, prompts],
         target_as_asked=pool.target[asked, prompts],
+    )
+
+
+class _Recorder:
+    """A learner's run that keeps every interaction it is taught."""
+
+    def __init__(self, contender: Contender) -> None:
+        self._contender, self.rows = contender, list[pa.Table]()
+        self.pmf, self.greedy_pmf = contender.pmf, contender.greedy_pmf
+
+    def learn(self, rows: pa.Table) -> None:
+        """Keep the rows and hand them on."""
+        self.rows.append(rows)
+        self._contender.learn(rows)
+
+
+def write_log(
+    plan: CoveragePlan, pool: Pool, *, exploration_total: float, rng: np.random.Generator
+) -> DrawnLog:
+    """Let the learner write the log while it learns; reported only, no promise covers it."""
+    asked = rng.integers(len(GRID), size=plan.rows)
+    w_quality = np.array([GRID[point].quality for point in asked])
+    draws = StreamDraws(
+        rows=rng.integers(len(pool.features), size=plan.rows),
+        w_quality=w_quality,
+        uniforms=rng.uniform(size=plan.rows),
+        is_missing=np.zeros(plan.rows, dtype=np.bool_),
+    )
+    spec = LearnerSpec(
+        arms=pool.stream.arms,
+        encoder_id=pool.stream.encoder_id,
+        context_dim=pool.stream.contexts.shape[1],
+        cost_ceiling_usd=pool.cost_ceiling_usd,
+        exploration_total=exploration_total,
+        price_version=PRICE_VERSION,
+    )
+    recorder = _Recorder(LearnerContender(learner_named(plan.learner), spec))
+    play(recorder, pool.stream, draws)
+    rows = pa.concat_tables(recorder.rows)
+    numbers = rows["decision_id"].cast(pa.int64()).to_numpy()
+    prompts = rows["prompt_hash"].cast(pa.int64()).to_numpy()
+    index = {name: arm for arm, name in enumerate(pool.stream.table.arms)}
+    arm = np.array([index[name] for name in rows["arm"].to_pylist()])
+    log = LoggedRows(
+        contexts=pool.features[prompts],
+        arm=arm,
+        propensity=rows["propensity"].to_numpy(),
+        outcomes=pool.outcomes[prompts, arm],
+        folds=prompts % FOLDS,
+    )
+    return DrawnLog(
+        log=log,
+        w_quality=w_quality[numbers],
+        target=pool.target[:, prompts],
+        target_as_asked=pool.target[asked[numbers], prompts],
     )
 
 

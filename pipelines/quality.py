@@ -44,8 +44,8 @@ GRID: Final = preference_grid()
 PARETOBANDIT: Final = "paretobandit"
 BANDIT_LEARNERS: Final[Mapping[str, Learner]] = {
     **{kind: BanditLearner(kind) for kind in BANDITS},
-    # The same bandit with what it lacks: products of preference and prompt.
-    "linucb_crossed": BanditLearner("linucb", BanditSettings(crossed=True)),
+    # With what it lacks, products of preference and prompt, and the penalty of least regret.
+    "linucb_crossed": BanditLearner("linucb", BanditSettings(crossed=True, ridge=10.0)),
 }
 PEERS: Final = (*BANDIT_LEARNERS, PARETOBANDIT)
 

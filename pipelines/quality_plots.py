@@ -40,10 +40,12 @@ def draw_plots(report: QualityReport, folder: Path) -> list[Path]:
 @contextmanager
 def _axes(path: Path, report: QualityReport, x: str, y: str) -> Iterator[Axes]:
     """Give a picture to draw into, then write it; no window, no global state."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].resampled(20)(range(20)))
     plan = report.plan
     axes.set_title(f"{Path(report.data).name}: {plan.protocol}, {plan.seeds} seeds", fontsize=10)
     axes.set_xlabel(x)
@@ -76,7 +78,7 @@ def _shares(axes: Axes, report: QualityReport, name: str) -> None:
     share = report.arm_share(name)
     weights = [point.quality for point in GRID]
     rows = [[share[f"{w:.1f}"][arm] for w in weights] for arm in report.arms]
-    axes.stackplot(weights, rows, labels=report.arms)
+    axes.stackplot(weights, rows, labels=report.arms, edgecolor="white", lw=0.3)
     axes.set_ylim(0, 1)
 
 

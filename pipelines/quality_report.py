@@ -200,7 +200,7 @@ class QualityReport:
 def regret_curve(regret: Array) -> tuple[NDArray[np.int64], Array]:
     """Return numbers of requests, shape (p,), and the mean regret up to each, shape (seeds, p)."""
     length = regret.shape[1]
-    at = np.unique(np.linspace(0, length, CURVE_POINTS + 1)[1:].astype(np.int64))
+    at = np.unique(np.linspace(1, length, CURVE_POINTS).astype(np.int64))
     return at, np.cumsum(regret, axis=1)[:, at - 1] / at
 
 

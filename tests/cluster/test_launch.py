@@ -6,8 +6,15 @@ import socket
 from pathlib import Path
 
 import pytest
+from encoders import small_static_encoder
 
-from cluster.launch import LaunchError, refuse_open_address, state_lock, usable_port
+from cluster.launch import (
+    LaunchError,
+    ensure_encoder,
+    refuse_open_address,
+    state_lock,
+    usable_port,
+)
 from cluster.settings import Settings
 
 
@@ -36,3 +43,17 @@ def test_state_folder_serves_one_service_at_a_time(tmp_path: Path) -> None:
         pass
     with state_lock(tmp_path):
         pass
+
+
+def test_an_encoder_that_is_there_is_not_built_again(tmp_path: Path) -> None:
+    folder = small_static_encoder(tmp_path / "encoder")
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    ensure_encoder(folder, kind="static")
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+def test_a_state_folder_with_another_encoder_is_refused(tmp_path: Path) -> None:
+    folder = small_static_encoder(tmp_path / "encoder")
+    with pytest.raises(LaunchError, match="encoder=minilm") as refused:
+        ensure_encoder(folder, kind="minilm")
+    assert refused.value.allowed == "static, or another state_dir"

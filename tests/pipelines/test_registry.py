@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from clock import Clock
+from encoders import small_static_encoder
 from registries import RegistrySetup, open_registry, small_artifact
 
+from pipelines.encoder_versions import ENCODER_MODEL_NAME
 from pipelines.registry import MODEL_NAME
-from policies.errors import UnknownVersion
+from policies.encoder import describe_encoder
+from policies.errors import ArtifactError, UnknownVersion
 from policies.versions import CHALLENGER, CHAMPION
 
 PICKLE_OPCODES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -125,3 +128,25 @@ assert numpy.allclose(numpy.asarray(pmf, dtype=float).sum(axis=1), 1.0), pmf
     )
 
     assert done.returncode == 0, done.stderr
+
+
+def test_an_encoder_is_one_version_however_often_it_is_registered(
+    setup: RegistrySetup, tmp_path: Path
+) -> None:
+    first, second = (small_static_encoder(tmp_path / f"e{seed}", seed=seed) for seed in (0, 1))
+    numbers = [setup.registry.register_encoder(folder) for folder in (first, second, first)]
+    assert numbers == [1, 2, 1]
+
+    found = setup.foreign().get_model_version(ENCODER_MODEL_NAME, "1")
+    assert (found.tags["encoder_id"], found.tags["kind"]) == (describe_encoder(first)[0], "static")
+    stored = Path(str(found.source).removeprefix("file://"))
+    assert describe_encoder(stored) == describe_encoder(first)
+    # The policies' own versions are untouched.
+    assert len(setup.registry.versions()) == 3
+
+
+def test_a_folder_without_an_encoder_is_not_registered(
+    setup: RegistrySetup, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError):
+        setup.registry.register_encoder(tmp_path)

@@ -70,6 +70,18 @@ def test_a_pmf_sums_to_one_over_the_arms_offered(
 
 
 @each_learner
+@given(w=weights_on_quality, seed=seeds)
+def test_the_greedy_pmf_is_the_pmf_without_its_floor(kind: str, w: float, seed: int) -> None:
+    """It sums to one, and served it is mixed with an even share for each arm."""
+    artifact, context = TRAINED[kind], _context(seed)
+    greedy = load_policy(artifact).greedy_pmf(context, _preference(w), ARMS)
+    assert greedy.sum() == pytest.approx(1.0, abs=1e-12)
+    assert greedy.min() >= 0.0
+    quiet = load_policy(replace(artifact, exploration_total=0.5))
+    np.testing.assert_array_equal(quiet.greedy_pmf(context, _preference(w), ARMS), greedy)
+
+
+@each_learner
 def test_a_batch_of_n_equals_n_of_one_bit_for_bit(kind: str) -> None:
     """A pmf depends on nothing decided before it: shuffled and fresh, the same bits."""
     policy = load_policy(TRAINED[kind])

@@ -9,13 +9,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from policies.evaluation import (
+    ESTIMATORS,
+    MIN_ESS,
+    LoggedRows,
     doubly_robust,
     effective_sample_size,
     estimate,
+    evaluate_as_asked,
+    evaluate_on_grid,
     importance_weights,
     ips,
+    preference_regions,
     snips,
 )
+from policies.preference import preference_grid
 
 PROPENSITY = np.array([0.7, 0.2, 0.1])
 TARGET = np.array([0.1, 0.1, 0.8])
@@ -100,3 +107,47 @@ def test_estimate_states_what_it_rests_on() -> None:
 @given(arrays(np.float64, 5, elements=st.floats(0, 100)))
 def test_effective_sample_size_is_at_most_the_sample(weights: np.ndarray) -> None:
     assert 0.0 <= effective_sample_size(weights) <= 5.0 + 1e-9
+
+
+def _log(n: int, seed: int) -> tuple[LoggedRows, np.ndarray]:
+    """Log rows at random under PROPENSITY; return them with their weights on quality."""
+    rng = np.random.default_rng(seed)
+    arm = rng.choice(3, size=n, p=PROPENSITY)
+    log = LoggedRows(
+        contexts=rng.normal(size=(n, 2)),
+        arm=arm,
+        propensity=PROPENSITY[arm],
+        outcomes=np.stack([REWARD[arm], -0.5 * REWARD[arm]], axis=1),
+        folds=np.arange(n) % 5,
+    )
+    return log, rng.uniform(size=n)
+
+
+def test_as_asked_and_on_the_grid_find_the_truth_in_each_region() -> None:
+    """Outcomes depend on the arm alone: the reward is (w - (1 - w) / 2) times the truth."""
+    log, w = _log(4000, 0)
+    grid = preference_grid()
+    asked = evaluate_as_asked(np.tile(TARGET, (4000, 1)), log, w)
+    on_grid = evaluate_on_grid(np.tile(TARGET, (11, 4000, 1)), log, grid)
+    grid_w = np.array([point.quality for point in grid])
+    for found, weights in ((asked, w), (on_grid, grid_w)):
+        for region, points in preference_regions(weights).items():
+            truth = TRUTH * (1.5 * weights[points] - 0.5).mean()
+            for name in ESTIMATORS:
+                assert found[region][name].mean == pytest.approx(truth, abs=0.05), (region, name)
+
+
+def test_a_region_nobody_asked_for_is_left_out() -> None:
+    log, w = _log(50, 1)
+    found = evaluate_as_asked(np.tile(TARGET, (50, 1)), log, 0.1 * w)
+    assert set(found) == {"overall", "cost"}
+
+
+def test_too_few_effective_rows_are_flagged() -> None:
+    log, w = _log(200, 2)
+    even = evaluate_as_asked(np.tile(PROPENSITY, (200, 1)), log, w)["overall"]["dr"]
+    rare = evaluate_as_asked(np.tile([0.0, 0.0, 1.0], (200, 1)), log, w)["overall"]["dr"]
+    assert even.ess == pytest.approx(200)
+    assert even.trusted
+    assert rare.ess < MIN_ESS
+    assert not rare.trusted

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from encoders import small_static_encoder
 from experiences import a_spec, some_arms
 
 from policies.arms import PriceTable
@@ -59,6 +60,18 @@ def test_another_encoder_is_refused(tmp_path: Path, encoder_dir: Path) -> None:
         _load_pyfunc(str(tmp_path)).predict(
             _requests(prompt=["x", "y"]), {"encoder_dir": str(encoder_dir)}
         )
+
+
+def test_another_static_encoder_is_refused(tmp_path: Path) -> None:
+    """Same tokenizer, same length of context, other vectors."""
+    mine, other = (small_static_encoder(tmp_path / f"e{seed}", seed=seed) for seed in (0, 1))
+    encoder = load_encoder(mine)
+    spec = replace(a_spec(ARMS, context_dim=encoder.dim), encoder_id=encoder.encoder_id)
+    PosteriorLearner().initial(spec).save(tmp_path / "policy")
+    policy, asked = _load_pyfunc(str(tmp_path / "policy")), _requests(prompt=["x", "y"])
+    np.testing.assert_allclose(policy.predict(asked, {"encoder_dir": str(mine)}).sum(axis=1), 1.0)
+    with pytest.raises(EncoderMismatch, match="is not the one trained on"):
+        policy.predict(asked, {"encoder_dir": str(other)})
 
 
 def test_prompts_without_an_encoder_are_refused(tmp_path: Path) -> None:
