@@ -10,6 +10,7 @@ import typer
 from cluster.console import console, print_json, steps_progress
 from pipelines.quality_plan import Protocol, ReferenceSet
 from pipelines.replay_plan import Stream
+from policies.encoder_files import EncoderKind
 from policies.errors import InvalidRequest
 
 bench = typer.Typer(help="Measure, with one JSON object for each figure.", no_args_is_help=True)
@@ -103,6 +104,40 @@ def bench_quality(
         console.print(f"  {path}", soft_wrap=True)
     if json:
         print_json(report.to_json())
+
+
+@bench.command("serve")
+def bench_serve(
+    encoder: Annotated[EncoderKind, typer.Option(help="Encoder that serves.")] = "static",
+    replicas: Annotated[int, typer.Option(help="Router replicas.", min=1)] = 1,
+    duration: Annotated[float, typer.Option(help="Length of each measurement, s.", min=0.5)] = 5.0,
+    rounds: Annotated[int, typer.Option(help="Turns of every contender.", min=1)] = 3,
+    clients: Annotated[int, typer.Option(help="Clients of the closed loop.", min=1)] = 32,
+    rate: Annotated[
+        list[int] | None, typer.Option(help="Fixed rate, requests/s; may be given again.")
+    ] = None,
+    cache_dir: CacheOption = DEFAULT_CACHE_DIR,
+    json: JsonOption = False,
+) -> None:
+    """Measure the service over HTTP beside a bare server and the pipeline without any."""
+    from cluster.bench_report import show_serve
+    from cluster.bench_serve import ServePlan, run_serve_benchmark
+    from cluster.bench_sources import built_encoder
+
+    with steps_progress() as show:
+        plan = ServePlan(
+            encoder=encoder,
+            encoder_dir=built_encoder(encoder, cache_dir, progress=show),
+            replicas=replicas,
+            duration_s=duration,
+            rounds=rounds,
+            clients=clients,
+            rates=tuple(rate or (100, 500)),
+        )
+        found = run_serve_benchmark(plan, progress=show)
+    show_serve(found)
+    if json:
+        print_json(found)
 
 
 @bench.command("coverage")

@@ -53,6 +53,35 @@ def show_quality(report: QualityReport) -> None:
     )
 
 
+def show_serve(found: dict[str, Any]) -> None:
+    """Show throughput beside its measures, latency at fixed rates, and what was recorded."""
+    table = Table("who answers", "per second", "p50 ms", "p95 ms", "p99 ms")
+    http, batch = found["http"], found["http_batch"]
+    latencies = (f"{http[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms"))
+    table.add_row("[bold]service[/]", f"{http['rps']:.0f}", *latencies)
+    table.add_row(
+        "service, batches", f"{batch['decisions_per_s']:.0f}", "", "", f"{batch['p99_ms']:.2f}"
+    )
+    for rate, one in found["fixed_rate"].items():
+        table.add_row("service, paced", rate, f"{one['p50_ms']:.2f}", "", f"{one['p99_ms']:.2f}")
+    table.add_row("bare uvicorn", f"{found['uvicorn_noop_rps']:.0f}", style="dim")
+    table.add_row("no server", f"{found['inprocess_rps']:.0f}", style="dim")
+    table.add_row("encoder alone", f"{found['encode_rps']:.0f}", style="dim")
+    console.print(table)
+    frontier = ", ".join(f"{rate}/s at {bound} ms" for bound, rate in found["frontier"].items())
+    console.print(
+        f"{found['ratio_to_noop']:.2f} of bare uvicorn, {found['ratio_to_inprocess']:.2f} of no "
+        f"server; {found['cpu_s_per_1000']:.2f} CPU s per 1,000; p99 kept: {frontier}"
+    )
+    swap = found["swap"]
+    console.print(
+        f"swap under load: {swap['swap_ms_max']:.0f} ms, p99 {swap['p99_before_ms']:.1f} then "
+        f"{swap['p99_during_ms']:.1f} ms; failed {found['failed']}; "
+        f"recorded {found['recorded']} of {found['decided']} decided; started in "
+        f"{found['start_s']:.0f} s"
+    )
+
+
 def show_coverage(found: dict[str, Any]) -> None:
     """Show coverage, error and effective sample size by exploration, region and estimator."""
     table = Table("explored", "judged", "region", "estimator", "covers", "rmse", "bias", "ESS", "")

@@ -10,7 +10,7 @@ from pipelines.embeddings import cached_contexts
 from pipelines.outcomes import load_outcomes
 from pipelines.quality import EncodedOutcomes
 from policies.encoder import load_encoder
-from policies.encoder_files import KINDS
+from policies.encoder_files import KINDS, EncoderKind
 from policies.errors import InvalidRequest
 
 Progress = Callable[[str, int, int], None]
@@ -40,9 +40,7 @@ def encoded_outcomes(
             f"encoder={encoder} must be {allowed}", field="encoder", value=encoder, allowed=allowed
         )
     if encoder in KINDS:
-        folder = cache_dir / f"encoder-{encoder}"
-        progress(f"building the encoder {encoder}", 0, 1)
-        ensure_encoder(folder, kind=encoder)
+        folder = built_encoder(encoder, cache_dir, progress=progress)
     loaded = load_encoder(folder)
     name = Path(source).name
     contexts = cached_contexts(
@@ -52,3 +50,11 @@ def encoded_outcomes(
         progress=lambda done, total: progress(f"encoding {name}", done, total),
     )
     return EncodedOutcomes(table=table, contexts=contexts, encoder_id=loaded.encoder_id)
+
+
+def built_encoder(kind: EncoderKind, cache_dir: Path, *, progress: Progress) -> Path:
+    """Return the folder of an encoder in the cache, built where it is missing."""
+    folder = cache_dir / f"encoder-{kind}"
+    progress(f"building the encoder {kind}", 0, 1)
+    ensure_encoder(folder, kind=kind)
+    return folder

@@ -40,9 +40,14 @@ class LoadSample:
     sent: int
 
     @property
+    def answered(self) -> int:
+        """Good answers."""
+        return len(self.latencies_s)
+
+    @property
     def rps(self) -> float:
         """Good answers per second."""
-        return len(self.latencies_s) / self.seconds
+        return self.answered / self.seconds
 
     def percentile_ms(self, percent: float) -> float:
         """Latency that `percent` of the answers stay within, milliseconds; NaN without any."""

@@ -1,0 +1,318 @@
+"""`barp bench serve`: what a request costs, beside what the machine gives, in one run.
+
+The service over HTTP, its batch route, a bare no-op server and the same pipeline without any server
+take turns, several rounds, so that a slow phase of the machine hits all of them; medians count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final, TypeVar
+
+import psutil
+import uvloop
+
+from cluster.bench_traffic import (
+    batch_requests,
+    noop_server,
+    route_requests,
+    short_prompts,
+    teach,
+)
+from cluster.client import ServiceClient
+from cluster.load import LoadSample, closed_loop, open_loop
+from cluster.pipeline_rates import PipelineRates, pipeline_rates
+from cluster.service_process import ServiceProcess, service_process
+from policies.encoder_files import EncoderKind
+
+NUM_PROMPTS: Final = 2_000
+LESSONS: Final = 600
+BATCH: Final = 64
+BATCH_CLIENTS: Final = 4
+WARM_UP_S: Final = 3.0
+OPEN_CONNECTIONS: Final = 64
+# Of the rate at saturation; the highest that keeps a bound is the frontier's point.
+FRONTIER_SHARES: Final = (0.2, 0.35, 0.5, 0.65, 0.8)
+P99_BOUNDS_MS: Final = (5.0, 10.0, 25.0, 50.0)
+SWAP_RATE: Final = 500
+SETTLE_TIMEOUT_S: Final = 60.0
+
+Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServePlan:
+    """What to measure.
+
+    Attributes:
+        encoder: Which encoder serves.
+        encoder_dir: Where it lies.
+        replicas: Router replicas, the same number all the time.
+        duration_s: How long each measurement takes, seconds.
+        rounds: How often the contenders take turns.
+        clients: Clients of the closed loop.
+        rates: Fixed rates to measure latency at, requests per second.
+    """
+
+    encoder: EncoderKind
+    encoder_dir: Path
+    replicas: int = 1
+    duration_s: float = 5.0
+    rounds: int = 3
+    clients: int = 32
+    rates: tuple[int, ...] = (100, 500)
+
+    @property
+    def steps(self) -> int:
+        """How many steps a run shows."""
+        return 2 + 4 * self.rounds + len(self.rates) + len(FRONTIER_SHARES) + 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One turn of every contender.
+
+    Attributes:
+        http: The service, one prompt a request.
+        batch: The service, BATCH prompts a request.
+        noop: A bare server.
+        pipeline: Encoder and policy without any server.
+        cpu_s: Processor time that the service's processes took for `http`, seconds.
+    """
+
+    http: LoadSample
+    batch: LoadSample
+    noop: LoadSample
+    pipeline: PipelineRates
+    cpu_s: float
+
+
+def run_serve_benchmark(plan: ServePlan, *, progress: Progress) -> dict[str, Any]:
+    """Measure one configuration; return plain JSON values.
+
+    Raises:
+        LaunchError: The service or the no-op server did not start.
+    """
+    settings: dict[str, object] = {
+        "encoder": plan.encoder,
+        "encoder_dir": plan.encoder_dir.resolve(),
+        "min_replicas": plan.replicas,
+        "max_replicas": plan.replicas,
+        "retrain_min_interactions": LESSONS // 2,
+        "holdout_share": 0.3,
+    }
+    steps = iter(range(plan.steps))
+
+    def show(step: str) -> None:
+        progress(step, next(steps), plan.steps)
+
+    show("starting the service")
+    with (
+        tempfile.TemporaryDirectory(prefix="barp-bench-") as folder,
+        noop_server() as noop_url,
+        service_process(Path(folder), settings) as service,
+    ):
+        found = _measure(plan, service, noop_url, show)
+    return {"encoder": plan.encoder, "replicas": plan.replicas, "start_s": service.start_s} | found
+
+
+def _measure(
+    plan: ServePlan, service: ServiceProcess, noop_url: str, show: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure a running service from a first lesson to the count of what it recorded."""
+    prompts = short_prompts(NUM_PROMPTS)
+    single = route_requests(service.url, prompts)
+    with ServiceClient(service.url) as client:
+        show("teaching it")
+        taught = teach(client, prompts[:LESSONS])
+        warm = _run(closed_loop(service.url, single, clients=plan.clients, seconds=WARM_UP_S))
+        rounds = [_round(plan, service, noop_url, prompts, show) for _ in range(plan.rounds)]
+        fixed = {rate: _at(plan, service, single, rate, show) for rate in plan.rates}
+        saturation = median(one.http.rps for one in rounds)
+        rates = [round(share * saturation) for share in FRONTIER_SHARES]
+        frontier = {rate: _at(plan, service, single, rate, show) for rate in rates}
+        show("swapping versions under load")
+        swap, swap_samples = _run(_swap(service, client, single, plan.duration_s))
+        show("counting what was recorded")
+        samples = [warm, *(r.http for r in rounds), *fixed.values(), *frontier.values()]
+        samples += swap_samples
+        batches = [one.batch for one in rounds]
+        decided = taught + sum(s.answered for s in samples)
+        decided += BATCH * sum(s.answered for s in batches)
+        recorded = wait_recorded(client, decided)
+    return {
+        **summary(rounds),
+        "fixed_rate": {str(rate): _latency(sample) for rate, sample in fixed.items()},
+        "frontier": _frontier(frontier),
+        "swap": swap,
+        "failed": sum(sample.failed for sample in [*samples, *batches]),
+        "decided": decided,
+        "recorded": recorded,
+        "uss_mb": memory_mb(service.tree()),
+    }
+
+
+def _round(
+    plan: ServePlan,
+    service: ServiceProcess,
+    noop_url: str,
+    prompts: Sequence[str],
+    show: Callable[[str], None],
+) -> Round:
+    """Let every contender have its turn."""
+    single = route_requests(service.url, prompts)
+    batch = batch_requests(service.url, prompts, size=BATCH)
+    seconds = plan.duration_s
+    show("one prompt a request")
+    cpu_before = cpu_seconds(service.tree())
+    http = _run(closed_loop(service.url, single, clients=plan.clients, seconds=seconds))
+    cpu_s = cpu_seconds(service.tree()) - cpu_before
+    show(f"{BATCH} prompts a request")
+    batched = _run(closed_loop(service.url, batch, clients=BATCH_CLIENTS, seconds=seconds))
+    show("a bare server")
+    noop = _run(closed_loop(noop_url, single, clients=plan.clients, seconds=seconds))
+    show("no server")
+    pipeline = pipeline_rates(
+        plan.encoder_dir,
+        service.state_dir / "published",
+        prompts,
+        processes=plan.replicas,
+        seconds=seconds,
+    )
+    return Round(http=http, batch=batched, noop=noop, pipeline=pipeline, cpu_s=cpu_s)
+
+
+def summary(rounds: Sequence[Round]) -> dict[str, Any]:
+    """Take medians over the rounds, and ratios within each round first."""
+    return {
+        "http": {"rps": median(r.http.rps for r in rounds)}
+        | {f"p{p}_ms": median(r.http.percentile_ms(p) for r in rounds) for p in (50, 95, 99)},
+        "http_batch": {
+            "decisions_per_s": BATCH * median(r.batch.rps for r in rounds),
+            "p99_ms": median(r.batch.percentile_ms(99) for r in rounds),
+        },
+        "uvicorn_noop_rps": median(r.noop.rps for r in rounds),
+        "inprocess_rps": median(r.pipeline.decide for r in rounds),
+        "encode_rps": median(r.pipeline.encode for r in rounds),
+        "ratio_to_noop": median(r.http.rps / r.noop.rps for r in rounds),
+        "ratio_to_inprocess": median(r.http.rps / r.pipeline.decide for r in rounds),
+        "ratio_to_encode": median(r.http.rps / r.pipeline.encode for r in rounds),
+        "cpu_s_per_1000": median(1000 * r.cpu_s / max(r.http.answered, 1) for r in rounds),
+    }
+
+
+def _at(
+    plan: ServePlan,
+    service: ServiceProcess,
+    requests: Sequence[bytes],
+    rate: int,
+    show: Callable[[str], None],
+) -> LoadSample:
+    """Measure latency at a fixed rate."""
+    show(f"{rate} requests a second")
+    return _run(
+        open_loop(
+            service.url,
+            requests,
+            rate_per_s=rate,
+            connections=OPEN_CONNECTIONS,
+            seconds=plan.duration_s,
+        )
+    )
+
+
+async def _swap(
+    service: ServiceProcess, client: ServiceClient, requests: Sequence[bytes], seconds: float
+) -> tuple[dict[str, Any], list[LoadSample]]:
+    """Promote another version under load; compare latency with the same load before."""
+
+    def load() -> Coroutine[Any, Any, LoadSample]:
+        return open_loop(
+            service.url,
+            requests,
+            rate_per_s=SWAP_RATE,
+            connections=OPEN_CONNECTIONS,
+            seconds=seconds,
+        )
+
+    before = await load()
+    during = asyncio.create_task(load())
+    await asyncio.sleep(seconds / 2)
+    move = await asyncio.to_thread(client.post, "/v1/versions/rollback", {"why": "benchmark"})
+    after = await during
+    swap_ms = (await asyncio.to_thread(client.get, "/v1/status"))["publisher"]["swap_ms"]
+    found = {
+        "p99_before_ms": before.percentile_ms(99),
+        "p99_during_ms": after.percentile_ms(99),
+        "swap_ms_max": max(swap_ms, default=None),
+        "replicas_swapped": move["replicas_swapped"],
+        "failed": before.failed + after.failed,
+    }
+    return found, [before, after]
+
+
+def _latency(sample: LoadSample) -> dict[str, Any]:
+    """Sum up a run at a fixed rate."""
+    return {
+        "p50_ms": sample.percentile_ms(50),
+        "p99_ms": sample.percentile_ms(99),
+        "failed": sample.failed,
+    }
+
+
+def _frontier(samples: Mapping[int, LoadSample]) -> dict[str, int]:
+    """Return the highest rate measured that kept each bound on p99; 0 where none did."""
+    return {
+        f"{bound:g}": max(
+            (rate for rate, sample in samples.items() if sample.percentile_ms(99) <= bound),
+            default=0,
+        )
+        for bound in P99_BOUNDS_MS
+    }
+
+
+def wait_recorded(client: ServiceClient, decided: int) -> int:
+    """Wait until the ledger has as many decisions as were made, at most a minute; return its."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        recorded = int(client.get("/v1/status")["ledger"]["decisions"])
+        if recorded >= decided or time.monotonic() > deadline:
+            return recorded
+        time.sleep(0.2)
+
+
+def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
+    """Add up the processor time that processes have taken, seconds."""
+    total = 0.0
+    for process in processes:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def memory_mb(processes: Sequence[psutil.Process]) -> dict[str, float]:
+    """Return unique memory by kind of process, MB: what its end would give back."""
+    found: dict[str, float] = {}
+    for process in processes:
+        try:
+            name, uss = process.cmdline()[0].split(".")[0][:60], process.memory_full_info().uss
+        except (psutil.NoSuchProcess, IndexError):
+            continue
+        kind = name if name.startswith("ray::") else Path(name).name
+        found[kind] = found.get(kind, 0.0) + uss / 1e6
+    return found
+
+
+def _run(load: Coroutine[Any, Any, T]) -> T:
+    """Run load on an event loop of its own."""
+    return uvloop.run(load)
