@@ -42,8 +42,8 @@ BANDITS: Final[tuple[Kind, ...]] = ("linucb", "thompson", "epsilon_greedy")
 class BanditSettings:
     """What the three bandits are set to, the same for every pool.
 
-    Of 8 or 32 components and penalties of 1 to 100 these closed most of the gap on three data sets
-    (docs/results.md); heavier penalties lower the regret of one pass and cost what is learned.
+    Chosen by looking at the data sets they are reported on, see docs/results.md: light penalties
+    close more of the gap, heavy ones lower the regret of one pass.
 
     Attributes:
         components: Principal components of the context that the models see.
