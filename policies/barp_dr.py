@@ -29,6 +29,8 @@ from policies.network import PARAMETERS, Head, initial_parameters
 from policies.reward import scaled_cost
 
 KIND: Final = "barp-dr"
+# Rows the components are fitted on at most: they change little after, and 20,000 take seconds.
+PROJECTION_ROWS: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,9 @@ class BarpDrSettings:
         modelled_components: How many of them the control variate sees.
         min_rows_to_project: Rows the components are fitted on at least; before, levels only.
         learning_rate: Adam's step.
-        steps: Gradient steps of one update: what bounds its time, however much is remembered.
-        minibatch: Rows a step, shared by all learners.
+        minibatch: Rows a step, at all their preferences, shared by all learners.
+        replays: Rows replayed for each new one, whatever the size of an update.
+        max_steps: Steps of one update at most: what bounds its time.
         preferences_per_row: Preferences each row is priced at, one in each of as many even parts.
         control_variate: Model every arm; without, only the usual reward at each preference.
         context_precision: Observations that the model's prior of no effect of the context counts.
@@ -60,8 +63,9 @@ class BarpDrSettings:
     modelled_components: int = 8
     min_rows_to_project: int = 64
     learning_rate: float = 5e-3
-    steps: int = 60
     minibatch: int = 64
+    replays: int = 16
+    max_steps: int = 200
     preferences_per_row: int = 4
     control_variate: bool = True
     context_precision: float = 100.0
@@ -126,7 +130,9 @@ class BarpDrLearner:
         newer = remembered(known, grown, projection, generator)
         older = Memory.read(parent.weights).with_arms(len(grown.arms))
         memory = older.plus(newer, capacity=settings.capacity)
-        trained = self.train(state, gradient_task(memory, settings, generator))
+        steps = min(-(-len(known) * settings.replays // settings.minibatch), settings.max_steps)
+        task = gradient_task(memory, settings, generator, steps=steps)
+        trained = self.train(state, task)
         return replace(grown, weights=trained.weights() | projection | memory.weights())
 
 
@@ -136,7 +142,8 @@ def frozen_projection(
     """Keep the parent's projection; fit it where there is none yet and rows are enough."""
     centre, projection = parent.weights["centre"], parent.weights["projection"]
     if not projection.any() and len(seen) >= settings.min_rows_to_project:
-        centre, projection = fit_projection(seen.contexts, components=settings.components)
+        fitted_on = seen.contexts[:PROJECTION_ROWS]
+        centre, projection = fit_projection(fitted_on, components=settings.components)
     return {"centre": centre, "projection": projection}
 
 
@@ -161,12 +168,12 @@ def remembered(
 
 
 def gradient_task(
-    memory: Memory, settings: BarpDrSettings, generator: np.random.Generator
+    memory: Memory, settings: BarpDrSettings, generator: np.random.Generator, *, steps: int
 ) -> GradientTask:
     """Draw the rows and preferences of every step, and price them."""
     model = control_variate(memory, settings)
     per_row = settings.preferences_per_row
-    num_rows = settings.steps * settings.minibatch
+    num_rows = steps * settings.minibatch
     drawn = np.resize(generator.permutation(len(memory)), num_rows).repeat(per_row)
     w_quality = stratified(num_rows, per_row, generator)
     priced = model.take(drawn)
@@ -182,7 +189,7 @@ def gradient_task(
             "worth": priced.worth(w_quality, bonus=settings.bonus).astype(np.float32),
             "residual": priced.surprise(w_quality).astype(np.float32),
         },
-        minibatches=np.arange(num_rows * per_row).reshape(1, settings.steps, -1),
+        minibatches=np.arange(num_rows * per_row).reshape(1, steps, -1),
         # The gradient is that of the policy without exploration: what is mixed in afterwards
         # would hide the corner that the barrier keeps it out of.
         exploration_total=0.0,

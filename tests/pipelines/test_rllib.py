@@ -82,7 +82,7 @@ def test_training_leaves_its_state_untouched() -> None:
 
 
 def test_the_learner_makes_the_version_that_plain_torch_makes() -> None:
-    settings = BarpDrSettings(steps=6)
+    settings = BarpDrSettings(max_steps=6)
     plain, shared = BarpDrLearner(settings), BarpDrLearner(settings, train=rllib_train(0))
     first = shared.initial(a_spec(ARMS))
     assert first.to_files() == plain.initial(a_spec(ARMS)).to_files()

@@ -143,7 +143,7 @@ def test_memory_keeps_the_newest_and_an_even_sample_of_the_rest() -> None:
 
 
 def test_memory_is_carried_by_the_version() -> None:
-    learner = BarpDrLearner(BarpDrSettings(steps=2, capacity=100))
+    learner = BarpDrLearner(BarpDrSettings(max_steps=2, capacity=100))
     artifact = learner.initial(a_spec(ARMS))
     for step in range(3):
         artifact = _next(learner, artifact, 80, step=step)
@@ -151,7 +151,7 @@ def test_memory_is_carried_by_the_version() -> None:
 
 
 def test_what_is_remembered_before_a_projection_teaches_levels() -> None:
-    learner = BarpDrLearner(BarpDrSettings(steps=2))
+    learner = BarpDrLearner(BarpDrSettings(max_steps=2))
     artifact = _next(learner, learner.initial(a_spec(ARMS)), 20, step=0)
     assert not artifact.weights["projection"].any()
     model = control_variate(Memory.read(artifact.weights), learner.settings)
