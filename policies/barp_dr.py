@@ -64,14 +64,14 @@ class BarpDrSettings:
     min_rows_to_project: int = 64
     learning_rate: float = 5e-3
     minibatch: int = 64
-    replays: int = 16
+    replays: int = 32
     max_steps: int = 200
     preferences_per_row: int = 4
     control_variate: bool = True
     context_precision: float = 100.0
     bonus: float = 0.5
-    barrier: float = 0.1
-    max_importance: float = 0.2
+    barrier: float = 0.2
+    max_importance: float = 0.1
     capacity: int = 16_384
 
 
