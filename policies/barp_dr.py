@@ -62,16 +62,16 @@ class BarpDrSettings:
     components: int = 16
     modelled_components: int = 8
     min_rows_to_project: int = 64
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     minibatch: int = 64
     replays: int = 32
-    max_steps: int = 200
+    max_steps: int = 400
     preferences_per_row: int = 4
     control_variate: bool = True
     context_precision: float = 100.0
     bonus: float = 0.5
     barrier: float = 0.2
-    max_importance: float = 0.1
+    max_importance: float = 0.05
     capacity: int = 16_384
 
 
