@@ -98,6 +98,7 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
             TrainerActor,
             {
                 "plan": training_plan(settings),
+                "learners": settings.learners.split(","),
                 "num_learners": settings.num_learners,
                 "poll_s": settings.retrain_poll_s,
             },

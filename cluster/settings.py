@@ -6,9 +6,9 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,6 +19,7 @@ from pydantic_settings import (
 from policies.encoder_files import EncoderKind
 
 Ingress = Literal["haproxy", "python"]
+LEARNERS: Final = ("posterior", "barp-dr", "barp")
 
 
 class Settings(BaseSettings):
@@ -142,6 +143,11 @@ class Settings(BaseSettings):
     retrain_poll_s: float = Field(
         default=0.5, gt=0, description="How often the trainer looks for new interactions, s."
     )
+    learners: str = Field(
+        default="posterior,barp-dr",
+        description="Who learns, of posterior, barp-dr and barp, separated by commas, each once. "
+        "The first one's untrained version is the first champion.",
+    )
     num_learners: int = Field(
         default=0, ge=0, description="Remote RLlib learners; 0 trains inside the trainer."
     )
@@ -165,6 +171,15 @@ class Settings(BaseSettings):
     alias_watch_s: float = Field(
         default=1.0, gt=0, description="How often the champion alias is read back, s."
     )
+
+    @field_validator("learners")
+    @classmethod
+    def _known_and_each_once(cls, value: str) -> str:
+        """Refuse a learner that is not there, or one twice; raises ValueError."""
+        kinds = value.split(",")
+        if not set(kinds) <= set(LEARNERS) or len(set(kinds)) < len(kinds):
+            raise ValueError(f"must be some of {', '.join(LEARNERS)}, each once")
+        return value
 
     @classmethod
     def settings_customise_sources(

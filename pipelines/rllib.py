@@ -1,20 +1,17 @@
-"""BaRP's gradient steps through RLlib's learners: here, or shared by n remote ones.
+"""Policy gradient steps through RLlib's learners: here, or shared by n remote ones.
 
-The only file that imports RLlib. The loss is `policies.gradient`'s and the network
-`policies.barp`'s, so that RLlib adds how the work is spread and nothing to what is learned. Its
+The only file that imports RLlib. The losses are `policies.gradient`'s and the network
+`policies.network`'s, so that RLlib adds how the work is spread and nothing to what is learned. Its
 checkpoints are pickles: only plain arrays come back from here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
-import pyarrow as pa
 import torch
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
@@ -26,24 +23,15 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 
-from policies.arms import PriceTable
-from policies.artifact import PolicyArtifact
-from policies.barp import BarpLearner, log_probs
-from policies.gradient import (
-    BarpSettings,
-    GradientTask,
-    TrainingState,
-    policy_gradient_loss,
-    trained_state,
-)
-from policies.learning import LearnerSpec
+from policies.gradient import GradientTask, Loss, Train, TrainingState, trained_state
+from policies.network import log_probs
 
 LOG_PMF: Final = "log_pmf"
-SETTINGS: Final = "settings"
+LOSS: Final = "loss"
 
 
 class BarpModule(TorchRLModule):
-    """`policies.barp.log_probs` as an RLModule; its parameters carry the artifact's names."""
+    """`policies.network.log_probs` as an RLModule; its parameters carry the artifact's names."""
 
     def setup(self) -> None:
         """Make parameters of the shapes given; their values are set from outside."""
@@ -68,7 +56,7 @@ class BarpModule(TorchRLModule):
 
 
 class BarpTorchLearner(TorchLearner):
-    """Minimises `policy_gradient_loss`."""
+    """Minimises the loss of a GradientTask."""
 
     def build(self) -> None:
         """Use one thread: learners are the way to use more cores, and sums stay in one order."""
@@ -84,8 +72,8 @@ class BarpTorchLearner(TorchLearner):
         fwd_out: dict[str, Any],
     ) -> torch.Tensor:
         """Return the loss of one minibatch, or of this learner's share of it."""
-        settings: BarpSettings = config.learner_config_dict[SETTINGS]
-        return policy_gradient_loss(fwd_out[LOG_PMF], batch, settings)
+        loss: Loss = config.learner_config_dict[LOSS]
+        return loss(fwd_out[LOG_PMF], batch)
 
 
 class BarpConfig(AlgorithmConfig):
@@ -100,37 +88,13 @@ class BarpConfig(AlgorithmConfig):
         return RLModuleSpec(module_class=BarpModule)
 
 
-@dataclass(frozen=True, slots=True)
-class RllibBarpLearner:
-    """`BarpLearner` with its gradient steps taken by RLlib.
+def rllib_train(num_learners: int) -> Train:
+    """Have RLlib take a learner's gradient steps: `BarpDrLearner(train=rllib_train(2))`.
 
-    Attributes:
+    Args:
         num_learners: Remote learners that share each step; 0 takes it in this process.
-        settings: What first versions are set to; a later version keeps its parent's.
     """
-
-    num_learners: int = 0
-    settings: BarpSettings = field(default_factory=BarpSettings)
-
-    @property
-    def kind(self) -> str:
-        """Name in `PolicyArtifact.kind`."""
-        return self._learner.kind
-
-    def initial(self, spec: LearnerSpec) -> PolicyArtifact:
-        """Make a version that has learned nothing yet."""
-        return self._learner.initial(spec)
-
-    def update(
-        self, parent: PolicyArtifact, rows: pa.Table, prices: Mapping[int, PriceTable]
-    ) -> PolicyArtifact:
-        """Go on learning from new interactions, as `BarpLearner.update`."""
-        return self._learner.update(parent, rows, prices)
-
-    @property
-    def _learner(self) -> BarpLearner:
-        """The learner that all but the gradient steps are left to."""
-        return BarpLearner(self.settings, partial(train, num_learners=self.num_learners))
+    return partial(train, num_learners=num_learners)
 
 
 def train(state: TrainingState, task: GradientTask, *, num_learners: int = 0) -> TrainingState:
@@ -164,7 +128,7 @@ def train(state: TrainingState, task: GradientTask, *, num_learners: int = 0) ->
 
 def learner_group(state: TrainingState, task: GradientTask, *, num_learners: int) -> LearnerGroup:
     """Build learners for a network of these shapes."""
-    num_arms, width = state.parameters["head_weight"].shape
+    num_arms, inputs = len(state.parameters["head_bias"]), task.columns["context"].shape[1]
     model_config = {
         "shapes": {name: value.shape for name, value in state.parameters.items()},
         "exploration_total": task.exploration_total,
@@ -174,7 +138,7 @@ def learner_group(state: TrainingState, task: GradientTask, *, num_learners: int
         .framework("torch")
         # RLlib wants spaces; the module reads its own columns.
         .environment(
-            observation_space=Box(-math.inf, math.inf, (width,), np.float32),
+            observation_space=Box(-math.inf, math.inf, (inputs,), np.float32),
             action_space=Discrete(num_arms),
         )
         .rl_module(model_config=model_config)
@@ -182,9 +146,9 @@ def learner_group(state: TrainingState, task: GradientTask, *, num_learners: int
             num_learners=num_learners,
             num_cpus_per_learner=0,
             num_gpus_per_learner=0,
-            learner_config_dict={SETTINGS: task.settings},
+            learner_config_dict={LOSS: task.loss},
         )
-        .training(lr=task.settings.learning_rate)
+        .training(lr=task.learning_rate)
     )
     return config.build_learner_group()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -15,21 +15,27 @@ from pipelines.lineage import code_version
 from pipelines.remote import RemoteInteractions, RemoteRegistry
 from pipelines.trainer import Trainer
 from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
-from policies.learning import Learner
-from policies.posterior import PosteriorLearner
+from policies.learners import BarpDrLearner, BarpLearner, Learner, PosteriorLearner
 
 logger = logging.getLogger(__name__)
 
 MAX_PAUSE_S: Final = 30.0
+DEFAULT_LEARNERS: Final = ("posterior", "barp-dr")
 
 T = TypeVar("T")
 
 
-def _learners(num_learners: int) -> tuple[Learner, ...]:
-    """Make both learners; RLlib is imported here, where it is needed, and not in every process."""
-    from pipelines.rllib import RllibBarpLearner
+def _learners(kinds: Sequence[str], num_learners: int) -> tuple[Learner, ...]:
+    """Make learners; RLlib is imported here, where it is needed, and not in every process."""
+    from pipelines.rllib import rllib_train
 
-    return PosteriorLearner(), RllibBarpLearner(num_learners=num_learners)
+    train = rllib_train(num_learners)
+    learners: Mapping[str, Learner] = {
+        "posterior": PosteriorLearner(),
+        "barp-dr": BarpDrLearner(train=train),
+        "barp": BarpLearner(train=train),
+    }
+    return tuple(learners[kind] for kind in kinds)
 
 
 def _train_if_due(trainer: Trainer) -> None:
@@ -45,13 +51,14 @@ class TrainerActor:
         self,
         plan: TrainingPlan,
         *,
+        learners: Sequence[str] = DEFAULT_LEARNERS,
         num_learners: int = 0,
         poll_s: float = 0.5,
         aggregator: str = "aggregator",
         registry: str = "registry",
     ) -> None:
         """Start to look for new interactions; registry and aggregator may come up later."""
-        self._plan, self._num_learners = plan, num_learners
+        self._plan, self._kinds, self._num_learners = plan, tuple(learners), num_learners
         self._aggregator, self._registry = aggregator, registry
         self._trainer: Trainer | None = None
         self._failures, self._last_failure = 0, ""
@@ -95,7 +102,7 @@ class TrainerActor:
         """Return the trainer, made and bootstrapped by the first call; raises Unavailable."""
         if self._trainer is None:
             trainer = Trainer(
-                _learners(self._num_learners),
+                _learners(self._kinds, self._num_learners),
                 source=RemoteInteractions(self._aggregator),
                 registry=RemoteRegistry(self._registry),
                 plan=self._plan,

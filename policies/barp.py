@@ -1,15 +1,15 @@
-"""BaRP's policy: one network over prompt and preference, softmax(head([h(x); phi(w)])).
+"""BaRP as published: the network's policy, and REINFORCE with a moving baseline to train it.
 
-After *Learning to Route LLMs from Bandit Feedback* (arXiv 2510.07429). `log_probs` is the only
-place where a probability is computed: serving reads it through numpy, training through torch.
+After *Learning to Route LLMs from Bandit Feedback* (arXiv 2510.07429): the baseline is the mean
+reward so far and knows no preference, each sample is used once. It is kept as the reference and
+collapses where METHOD says it does; `policies.barp_dr` is what we made of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
-from types import ModuleType
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -23,9 +23,7 @@ from policies.gradient import (
     GradientTask,
     Train,
     TrainingState,
-    advantages,
-    baseline_features,
-    fit_baseline,
+    policy_gradient_loss,
     shuffled,
     train,
 )
@@ -37,77 +35,41 @@ from policies.learning import (
     latest_price_version,
     lineage,
 )
+from policies.network import (
+    ARM_ROWS,
+    PARAMETERS,
+    initial_parameters,
+    log_probs,
+    with_arm_rows,
+    with_mean_rows,
+)
 from policies.preference import Preference
 from policies.reward import scalar_reward
 
 KIND: Final = "barp"
-HEADS: Final = ("head_weight", "head_bias")
-PARAMETERS: Final = ("phi1_weight", "phi1_bias", "phi2_weight", "phi2_bias", *HEADS)
-# Keeps the logarithm finite where a probability underflows and nothing explores.
-TINY: Final = 1e-30
 POOLS_KEPT: Final = 256
-
-
-def log_probs(
-    weights: Mapping[str, Any],
-    context: Any,
-    preference: Any,
-    offered: Any,
-    *,
-    exploration_total: float,
-    xp: ModuleType,
-) -> Any:
-    """Return the log-probability of every arm, exploration included.
-
-    Written with what numpy and torch have in common, so that the pmf sampled from, the
-    propensity logged and the loss cannot disagree.
-
-    Args:
-        weights: The arrays named in PARAMETERS.
-        context: Encoded prompts, shape (..., context_dim).
-        preference: Rows (w_quality, w_cost), shape (..., 2).
-        offered: Which arms may be chosen, bool, shape (..., K), at least one a row.
-        exploration_total: Probability shared evenly over the arms offered.
-        xp: The array module, `numpy` or `torch`.
-
-    Returns:
-        Shape (..., K), -inf for arms not offered.
-    """
-    hidden = xp.tanh(preference @ weights["phi1_weight"].T + weights["phi1_bias"])
-    phi = xp.tanh(hidden @ weights["phi2_weight"].T + weights["phi2_bias"])
-    logits = linear_head(weights, xp.concatenate([context, phi], axis=-1))
-    logits = xp.where(offered, logits, -xp.inf)
-    unnormalised = xp.exp(logits - xp.amax(logits, axis=-1, keepdims=True))
-    probs = unnormalised / unnormalised.sum(axis=-1, keepdims=True)
-    even = offered * xp.ones_like(probs)
-    even = even / even.sum(axis=-1, keepdims=True)
-    mixed = (1.0 - exploration_total) * probs + exploration_total * even
-    # The logarithm's argument is set apart before it is taken: log 0 would poison the gradient.
-    return xp.where(offered, xp.log(xp.where(mixed > TINY, mixed, TINY)), -xp.inf)
-
-
-def linear_head(weights: Mapping[str, Any], joint: Any) -> Any:
-    """Map [h(x); phi(w)] to one logit an arm; BaRP found other heads little better."""
-    return joint @ weights["head_weight"].T + weights["head_bias"]
 
 
 class BarpPolicy:
     """Decides by the network's pmf, in numpy: serving needs no torch.
 
     An offered arm that the version does not know gets the mean logit of those it knows: traffic
-    like an ordinary arm's, neither favoured nor starved, and what `BarpLearner` starts it with.
+    like an ordinary arm's, and what a learner starts it with. A version with a frozen projection
+    shows its network the projected context, any other the context itself.
     """
 
-    kind = KIND
-
     def __init__(self, artifact: PolicyArtifact) -> None:
-        """Read an artifact of this kind; raises KeyError or ValueError where it is none."""
-        self.encoder_id, self.context_dim = artifact.encoder_id, artifact.context_dim
+        """Read an artifact with a network; raises KeyError or ValueError where it has none."""
+        self.kind, self.encoder_id = artifact.kind, artifact.encoder_id
+        self.context_dim = artifact.context_dim
         self._exploration_total = artifact.exploration_total
-        self._weights = {n: artifact.weights[n].astype(np.float64) for n in PARAMETERS}
-        expected = len(artifact.arms), artifact.context_dim + len(self._weights["phi2_bias"])
-        if self._weights["head_weight"].shape != expected:
-            raise ValueError(f"head_weight must be {expected}")
+        names = PARAMETERS[str(artifact.hyperparameters["head"])]
+        self._weights = {n: artifact.weights[n].astype(np.float64) for n in names}
+        if len(self._weights["head_weight"]) != len(artifact.arms):
+            raise ValueError(f"head_weight must have {len(artifact.arms)} rows")
+        arrays = artifact.weights
+        projected = "projection" in arrays
+        self._projection = (arrays["centre"], arrays["projection"]) if projected else None
         self._index = {name: arm for arm, name in enumerate(artifact.arms)}
         self._offered_weights = lru_cache(maxsize=POOLS_KEPT)(self._weights_of)
 
@@ -131,6 +93,9 @@ class BarpPolicy:
         exploration_total: float,
     ) -> NDArray[np.float64]:
         """Read the network at one request."""
+        if self._projection is not None:
+            centre, projection = self._projection
+            context = projection @ (context - centre)
         probs = np.exp(
             log_probs(
                 self._offered_weights(tuple(arm.name for arm in offered)),
@@ -149,7 +114,12 @@ class BarpPolicy:
     def _weights_of(self, names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
         """Pick the head's rows for the arms offered."""
         rows = [self._index.get(name, len(self._index)) for name in names]
-        return self._weights | {n: with_mean_rows(self._weights[n], 1)[rows] for n in HEADS}
+        picked = {
+            name: with_mean_rows(self._weights[name], 1)[rows]
+            for name in ARM_ROWS
+            if name in self._weights
+        }
+        return self._weights | picked
 
 
 def train_here(state: TrainingState, task: GradientTask) -> TrainingState:
@@ -159,7 +129,7 @@ def train_here(state: TrainingState, task: GradientTask) -> TrainingState:
 
 @dataclass(frozen=True, slots=True)
 class BarpLearner:
-    """Follows the policy gradient over new interactions.
+    """Follows the published policy gradient over new interactions.
 
     Attributes:
         settings: What first versions are set to; a later version keeps its parent's.
@@ -175,20 +145,17 @@ class BarpLearner:
         return KIND
 
     def initial(self, spec: LearnerSpec) -> PolicyArtifact:
-        """Start from the uniform policy: the head is zero, phi is random."""
-        state = TrainingState.fresh(initial_parameters(spec, self.settings))
-        baseline = {"baseline_gram": np.zeros((3, 3)), "baseline_moment": np.zeros(3)}
-        return PolicyArtifact(
-            kind=KIND,
-            arms=tuple(arm.name for arm in spec.arms),
-            encoder_id=spec.encoder_id,
-            context_dim=spec.context_dim,
-            cost_ceiling_usd=spec.cost_ceiling_usd,
-            exploration_total=spec.exploration_total,
-            price_version=spec.price_version,
+        """Start from the uniform policy."""
+        parameters = initial_parameters(
+            self.settings.head,
+            num_arms=len(spec.arms),
+            inputs=spec.context_dim,
+            units=self.settings.preference_units,
             seed=spec.seed,
-            hyperparameters=asdict(self.settings),
-            weights=state.weights() | baseline,
+        )
+        baseline = {"reward_sum": np.zeros(1), "reward_count": np.zeros(1)}
+        return first_version(
+            KIND, spec, asdict(self.settings), TrainingState.fresh(parameters).weights() | baseline
         )
 
     def update(
@@ -196,67 +163,73 @@ class BarpLearner:
     ) -> PolicyArtifact:
         """Go on from the parent's network and optimiser; rows without both outcomes are skipped."""
         seen = experience(parent, rows)
-        grown = replace(
-            with_arms(parent, grown_arms(parent.arms, seen)),
-            price_version=latest_price_version(parent, prices),
-            training=lineage(parent, seen),
-        )
+        grown = next_version(parent, seen, prices)
         return self._trained(grown, seen.where(~np.isnan(seen.quality + seen.cost_usd)))
 
     def _trained(self, grown: PolicyArtifact, seen: Experience) -> PolicyArtifact:
-        """Fit the baseline, then follow the gradient."""
+        """Move the baseline, then follow the gradient."""
         if len(seen) == 0:
             return grown
         reward = scalar_reward(
             seen.quality, seen.cost_usd, seen.w_quality, cost_ceiling_usd=grown.cost_ceiling_usd
         )
-        basis = baseline_features(seen.w_quality)
-        gram = grown.weights["baseline_gram"] + basis.T @ basis
-        moment = grown.weights["baseline_moment"] + basis.T @ reward
-        advantage = advantages(reward, seen.w_quality, fit_baseline(gram, moment))
-        state = TrainingState.read(grown.weights, PARAMETERS)
-        settings = BarpSettings(**dict(grown.hyperparameters))  # type: ignore[arg-type]  # numbers
+        baseline = {
+            "reward_sum": grown.weights["reward_sum"] + reward.sum(),
+            "reward_count": grown.weights["reward_count"] + len(reward),
+        }
+        mean = baseline["reward_sum"] / baseline["reward_count"]
+        settings = BarpSettings(**dict(grown.hyperparameters))  # type: ignore[arg-type]  # its own
+        state = TrainingState.read(grown.weights, PARAMETERS[settings.head])
+        advantage = {"advantage": (reward - mean).astype(np.float32)}
         task = GradientTask(
-            columns=columns(seen, grown.arms) | {"advantage": advantage},
-            minibatches=shuffled(len(seen), settings, seed=[grown.seed, state.steps]),
+            columns=columns(seen, grown.arms) | advantage,
+            minibatches=shuffled(
+                len(seen),
+                epochs=settings.epochs,
+                minibatch=settings.minibatch,
+                seed=[grown.seed, state.steps],
+            ),
             exploration_total=grown.exploration_total,
-            settings=settings,
+            learning_rate=settings.learning_rate,
+            loss=partial(
+                policy_gradient_loss,
+                entropy_bonus=settings.entropy_bonus,
+                max_importance=settings.max_importance,
+            ),
         )
-        baseline = {"baseline_gram": gram, "baseline_moment": moment}
         return replace(grown, weights=self.train(state, task).weights() | baseline)
 
 
-def initial_parameters(spec: LearnerSpec, settings: BarpSettings) -> dict[str, NDArray[np.float32]]:
-    """Draw phi, one standard deviation over the square root of its inputs; zero the head."""
-    generator, units = np.random.default_rng(spec.seed), settings.preference_units
-    shapes = {
-        "phi1_weight": (units, 2),
-        "phi1_bias": (units,),
-        "phi2_weight": (units, units),
-        "phi2_bias": (units,),
-        "head_weight": (len(spec.arms), spec.context_dim + units),
-        "head_bias": (len(spec.arms),),
-    }
-    zeros = {name: np.zeros(shapes[name], dtype=np.float32) for name in PARAMETERS}
-    for name in ("phi1_weight", "phi2_weight"):
-        drawn = generator.normal(size=shapes[name]) / np.sqrt(shapes[name][-1])
-        zeros[name] = drawn.astype(np.float32)
-    return zeros
+def first_version(
+    kind: str,
+    spec: LearnerSpec,
+    hyperparameters: Mapping[str, Any],
+    weights: Mapping[str, NDArray[Any]],
+) -> PolicyArtifact:
+    """Put a first version together."""
+    return PolicyArtifact(
+        kind=kind,
+        arms=tuple(arm.name for arm in spec.arms),
+        encoder_id=spec.encoder_id,
+        context_dim=spec.context_dim,
+        cost_ceiling_usd=spec.cost_ceiling_usd,
+        exploration_total=spec.exploration_total,
+        price_version=spec.price_version,
+        seed=spec.seed,
+        hyperparameters=hyperparameters,
+        weights=weights,
+    )
 
 
-def columns(seen: Experience, arms: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Lay rows out for the loss; see GradientTask."""
-    number = {name: k for k, name in enumerate(arms)}
-    offered = np.zeros((len(seen), len(arms)), dtype=np.bool_)
-    for row, names in enumerate(seen.offered):
-        offered[row, [number[name] for name in names]] = True
-    return {
-        "context": seen.contexts,
-        "preference": np.stack([seen.w_quality, 1.0 - seen.w_quality], 1).astype(np.float32),
-        "offered": offered,
-        "arm": np.array([number[name] for name in seen.arms], dtype=np.int64),
-        "propensity": seen.propensity.astype(np.float32),
-    }
+def next_version(
+    parent: PolicyArtifact, seen: Experience, prices: Mapping[int, PriceTable]
+) -> PolicyArtifact:
+    """Go on from a parent: arms that rows name are added, nothing is learned yet."""
+    return replace(
+        with_arms(parent, grown_arms(parent.arms, seen)),
+        price_version=latest_price_version(parent, prices),
+        training=lineage(parent, seen),
+    )
 
 
 def with_arms(parent: PolicyArtifact, arms: tuple[str, ...]) -> PolicyArtifact:
@@ -264,20 +237,24 @@ def with_arms(parent: PolicyArtifact, arms: tuple[str, ...]) -> PolicyArtifact:
     missing = len(arms) - len(parent.arms)
     if missing == 0:
         return parent
-    grown: dict[str, NDArray[Any]] = dict(parent.weights)
-    for name in HEADS:
-        grown[name] = with_mean_rows(parent.weights[name], missing)
-        for moment in ("adam_mean", "adam_square"):
-            value = parent.weights[f"{moment}.{name}"]
-            grown[f"{moment}.{name}"] = np.append(
-                value, np.zeros_like(value, shape=(missing, *value.shape[1:])), axis=0
-            )
-    return replace(parent, arms=arms, weights=grown)
+    return replace(parent, arms=arms, weights=with_arm_rows(parent.weights, missing))
 
 
-def with_mean_rows(rows: NDArray[Any], missing: int) -> NDArray[Any]:
-    """Append the mean row `missing` times; zero where there is no row yet."""
-    mean = rows.mean(axis=0) if len(rows) else np.zeros(rows.shape[1:])
-    return np.concatenate([rows, np.broadcast_to(mean, (missing, *rows.shape[1:]))]).astype(
-        rows.dtype
-    )
+def columns(seen: Experience, arms: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Lay rows out for a loss; see GradientTask."""
+    number = {name: k for k, name in enumerate(arms)}
+    offered = np.zeros((len(seen), len(arms)), dtype=np.bool_)
+    for row, names in enumerate(seen.offered):
+        offered[row, [number[name] for name in names]] = True
+    return {
+        "context": seen.contexts,
+        "preference": preferences(seen.w_quality),
+        "offered": offered,
+        "arm": np.array([number[name] for name in seen.arms], dtype=np.int64),
+        "propensity": seen.propensity.astype(np.float32),
+    }
+
+
+def preferences(w_quality: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return rows (w_quality, w_cost), shape (n, 2)."""
+    return np.stack([w_quality, 1.0 - w_quality], axis=1).astype(np.float32)

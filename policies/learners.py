@@ -8,15 +8,24 @@ from typing import Final
 from policies.artifact import PolicyArtifact
 from policies.bandits import BANDITS, BanditPolicy
 from policies.barp import BarpLearner, BarpPolicy
+from policies.barp_dr import BarpDrLearner
 from policies.errors import ArtifactError
 from policies.learning import Learner, LearnerSpec
 from policies.policy import Policy
 from policies.posterior import PosteriorLearner, PosteriorPolicy
 
-__all__ = ["BarpLearner", "Learner", "LearnerSpec", "PosteriorLearner", "load_policy"]
+__all__ = [
+    "BarpDrLearner",
+    "BarpLearner",
+    "Learner",
+    "LearnerSpec",
+    "PosteriorLearner",
+    "load_policy",
+]
 
 POLICIES: Final[Mapping[str, Callable[[PolicyArtifact], Policy]]] = {
     "barp": BarpPolicy,
+    "barp-dr": BarpPolicy,
     "posterior": PosteriorPolicy,
     **dict.fromkeys(BANDITS, BanditPolicy),
 }

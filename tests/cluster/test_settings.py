@@ -34,6 +34,9 @@ def test_flag_beats_environment_beats_file(tmp_path: Path, monkeypatch: pytest.M
         ("record_when_full", "lose"),
         ("exploration_total", 1.0),
         ("holdout_share", -0.1),
+        ("learners", "posterior,oracle"),
+        ("learners", "barp,posterior,barp"),
+        ("learners", ""),
     ],
 )
 def test_bad_setting_is_named_with_its_value(name: str, value: object) -> None:

@@ -118,7 +118,7 @@ def test_outcomes_become_a_version_that_knows_better_and_serves(loop: Loop) -> N
     feed(loop, 600, price_version=prices.version)
     loop.until(lambda: loop.ask("trainer", "status")["trainings"] > 0)
 
-    assert set(first) == {"posterior", "barp"}
+    assert set(first) == {"posterior", "barp-dr"}
     status = loop.ask("trainer", "status")
     assert status["failures"] == {}
     assert status["trained_to_seq"] >= PLAN.min_interactions

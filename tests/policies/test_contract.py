@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from policies.arms import Arm
 from policies.artifact import PolicyArtifact, digest
 from policies.barp import BarpLearner
+from policies.barp_dr import BarpDrLearner, BarpDrSettings
 from policies.errors import ArtifactError
+from policies.gradient import BarpSettings
 from policies.learners import load_policy
 from policies.learning import Learner
 from policies.posterior import PosteriorLearner
@@ -23,7 +25,13 @@ from policies.preference import Preference
 
 ARMS = some_arms(0.001, 0.004, 0.009)
 NEW_ARM = Arm(name="new", usd_per_call=0.002)
-LEARNERS: Mapping[str, Learner] = {"posterior": PosteriorLearner(), "barp": BarpLearner()}
+# Under the kind it is made by; a head of its own each.
+LEARNERS: Mapping[str, Learner] = {
+    "posterior": PosteriorLearner(),
+    "barp": BarpLearner(BarpSettings(head="bilinear")),
+    "barp-dr": BarpDrLearner(),
+    "barp-dr mlp": BarpDrLearner(BarpDrSettings(head="mlp", capacity=100)),
+}
 
 each_learner = pytest.mark.parametrize("kind", LEARNERS)
 weights_on_quality = st.floats(0.0, 1.0)
@@ -184,7 +192,8 @@ def test_an_update_with_no_rows_changes_no_decision(kind: str) -> None:
 @each_learner
 def test_a_policy_names_its_kind_and_encoder(kind: str) -> None:
     policy = load_policy(TRAINED[kind])
-    assert (policy.kind, policy.encoder_id, policy.context_dim) == (kind, ENCODER_ID, 6)
+    assert policy.kind == LEARNERS[kind].kind
+    assert (policy.encoder_id, policy.context_dim) == (ENCODER_ID, 6)
 
 
 def test_an_unknown_kind_is_refused() -> None:
