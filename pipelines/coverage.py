@@ -19,7 +19,6 @@ from pipelines.contenders import PRICE_VERSION, Contender, LearnerContender
 from pipelines.quality import GRID, EncodedOutcomes, contender_of, learner_named, prepared
 from pipelines.quality_plan import QualityPlan, StreamDraws, delays, first_requests, split_rows
 from pipelines.quality_stream import TrainingPart, play
-from policies.beliefs import features, fit_projection
 from policies.evaluation import (
     ESTIMATORS,
     MIN_ESS,
@@ -30,6 +29,7 @@ from policies.evaluation import (
     preference_regions,
 )
 from policies.learning import LearnerSpec
+from policies.linear_models import features, fit_projection
 from policies.performance import choices_of
 from policies.reward import scaled_cost
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from policies.arms import Arm, PriceTable
 from policies.artifact import PolicyArtifact
-from policies.beliefs import fit_projection
 from policies.learning import (
     Experience,
     LearnerSpec,
@@ -28,7 +27,8 @@ from policies.learning import (
     latest_price_version,
     lineage,
 )
-from policies.policy import all_on, mix_exploration
+from policies.linear_models import fit_projection
+from policies.policy import Assessment, all_on, assess_one_by_one, mix_exploration
 from policies.preference import Preference
 from policies.reward import scalar_reward
 
@@ -95,6 +95,15 @@ class BanditPolicy:
             probs = all_on(int(mean.argmax()), len(mean))
             exploration = max(exploration, settings.epsilon)
         return mix_exploration(probs, exploration_total=exploration)
+
+    def assess(
+        self,
+        contexts: NDArray[np.float32],
+        preferences: Sequence[Preference],
+        offered: Sequence[Arm],
+    ) -> Assessment:
+        """Return the pmf of several requests at once, shape (n, num_offered)."""
+        return assess_one_by_one(self.pmf, contexts, preferences, offered)
 
     def greedy_pmf(
         self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]

@@ -43,6 +43,7 @@ from policies.network import (
     with_arm_rows,
     with_mean_rows,
 )
+from policies.policy import Assessment, assess_one_by_one
 from policies.preference import Preference
 from policies.reward import scalar_reward
 
@@ -107,6 +108,15 @@ class BarpPolicy:
             )
         )
         return np.asarray(probs / probs.sum(), dtype=np.float64)
+
+    def assess(
+        self,
+        contexts: NDArray[np.float32],
+        preferences: Sequence[Preference],
+        offered: Sequence[Arm],
+    ) -> Assessment:
+        """Return the pmf of several requests at once, shape (n, num_offered)."""
+        return assess_one_by_one(self.pmf, contexts, preferences, offered)
 
     def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> None:
         """Return None: it learns what to choose, not what comes of it."""

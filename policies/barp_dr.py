@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.barp import columns, first_version, next_version, preferences, train_here
-from policies.beliefs import fit_projection
 from policies.control_variate import Modelled, constant, modelled
 from policies.gradient import GradientTask, Train, TrainingState, doubly_robust_loss
 from policies.learning import Experience, LearnerSpec, experience
+from policies.linear_models import fit_projection
 from policies.memory import Memory
 from policies.network import PARAMETERS, Head, initial_parameters
 from policies.reward import scaled_cost

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.beliefs import PosteriorSettings, Statistics, beliefs, deviations
+from policies.linear_models import RidgeSettings, Statistics, beliefs, deviations
 
 Array = NDArray[np.float64]
 # A row alone in its direction would have a leverage of one, and no prediction without itself.
@@ -92,7 +92,7 @@ def _modelled_one(
     features: Array, arm: NDArray[np.int64], target: Array, *, num_arms: int, precision: float
 ) -> tuple[Array, Array, Array]:
     """Return expectation and deviation, (n, K), and residual, (n,), of one target."""
-    settings = PosteriorSettings(context_precision=precision, deviation_scale=1.0)
+    settings = RidgeSettings(context_precision=precision, deviation_scale=1.0)
     statistics = Statistics.empty(num_arms, features.shape[1]).plus(arm, features, target)
     prior_means = np.full(num_arms, target.mean())
     deviation, _ = deviations(statistics, settings)

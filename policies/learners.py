@@ -12,7 +12,8 @@ from policies.barp_dr import BarpDrLearner
 from policies.errors import ArtifactError
 from policies.learning import Learner, LearnerSpec
 from policies.policy import Policy
-from policies.posterior import PosteriorLearner, PosteriorPolicy
+from policies.posterior import PosteriorPolicy
+from policies.posterior_learner import PosteriorLearner
 
 __all__ = [
     "BarpDrLearner",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -26,6 +26,21 @@ class Expectation:
 
     quality: NDArray[np.float64]
     cost_usd: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """What a policy makes of n requests that are offered the same m arms.
+
+    Attributes:
+        pmf: Probability of each arm, exploration included, shape (n, m).
+        quality: Expected quality in [0, 1], shape (n, m); None where no outcome is modelled.
+        cost_usd: Expected cost, USD, shape (n, m); None where no outcome is modelled.
+    """
+
+    pmf: NDArray[np.float64]
+    quality: NDArray[np.float64] | None = None
+    cost_usd: NDArray[np.float64] | None = None
 
 
 class Policy(Protocol):
@@ -62,6 +77,20 @@ class Policy(Protocol):
             Probabilities in the order of `offered`, float64, shape (num_offered,).
         """
 
+    def assess(
+        self,
+        contexts: NDArray[np.float32],
+        preferences: Sequence[Preference],
+        offered: Sequence[Arm],
+    ) -> Assessment:
+        """Return pmf and expectation of n requests at once, up to rounding as one by one.
+
+        Args:
+            contexts: The encoded prompts, float32, shape (n, context_dim).
+            preferences: The callers' trade-offs, length n.
+            offered: The arms that all of them may be sent to, at least one.
+        """
+
     def greedy_pmf(
         self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
     ) -> NDArray[np.float64]:
@@ -72,6 +101,17 @@ class Policy(Protocol):
 
     def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation | None:
         """Say what it expects of each arm; None for a policy that models no outcome."""
+
+
+def assess_one_by_one(
+    pmf: Callable[[NDArray[np.float32], Preference, Sequence[Arm]], NDArray[np.float64]],
+    contexts: NDArray[np.float32],
+    preferences: Sequence[Preference],
+    offered: Sequence[Arm],
+) -> Assessment:
+    """Assess requests with a policy's `pmf`, for one that models no outcome."""
+    requests = zip(contexts, preferences, strict=True)
+    return Assessment(pmf=np.stack([pmf(context, w, offered) for context, w in requests]))
 
 
 def mix_exploration(probs: NDArray[np.float64], *, exploration_total: float) -> NDArray[np.float64]:

@@ -1,75 +1,135 @@
 """The posterior learner: what each arm is worth and costs, believed apart, combined when deciding.
 
-Per arm a Bayesian linear model of quality and one of scaled cost on a few components of the
-context. The preference enters only at the decision, so that every observation teaches every
-trade-off, and a price change counts from the next request on. Thompson sampling over fixed normal
-draws makes the pmf a pure function.
+Quality is a hierarchical Bayesian logistic model, cost a linear one, as a departure from list price
+(`policies.hierarchy`), on features of the context (`policies.feature_map`). The preference enters
+only at the decision, so that every observation teaches every trade-off, and a price change counts
+from the next request on.
+
+Thompson sampling over fixed normal draws makes the pmf a pure function. In front of it stands a
+broad sweep over arms, by inverse gap weighting (Foster and Rakhlin 2020, arXiv 2002.04926), which
+fades as rows come. On top is a small exploration that goes to arms which usually lose little; a
+part of it stays even, so that no arm's propensity vanishes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from policies.arms import Arm, PriceTable
+from policies.arms import Arm
 from policies.artifact import PolicyArtifact
-from policies.beliefs import (
-    PosteriorSettings,
-    Statistics,
-    arm_draws,
-    beliefs,
-    deviations,
-    feature_map,
-    features,
-    fit_projection,
+from policies.draws import arm_draws
+from policies.feature_map import FeatureMap
+from policies.hierarchy import (
+    Beliefs,
+    sigmoid,
 )
-from policies.learning import (
-    Experience,
-    LearnerSpec,
-    experience,
-    grown_arms,
-    latest_price_version,
-    lineage,
+from policies.list_prices import (
+    TYPICAL_PROMPT_CHARACTERS,
+    price_ratio,
 )
-from policies.policy import Expectation, all_on, mix_exploration
-from policies.preference import Preference
+from policies.policy import Assessment, Expectation, all_on
+from policies.preference import Preference, preference_grid
 from policies.reward import scaled_cost
 
 Array = NDArray[np.float64]
 
 KIND: Final = "posterior"
-TARGETS: Final = ("quality", "cost")
-# The length of prompt that list prices are compared at; a request's own is not part of the pmf.
-TYPICAL_PROMPT_CHARACTERS: Final = 1_000
 # Sets of offered arms whose arrays are kept ready: tenants' allow-lists and cost limits.
 POOLS_KEPT: Final = 256
+# The variance of a logit is bounded where a quality is read off its mean (probit approximation).
+MAX_LOGIT_VARIANCE: Final = 4.0
+# Rows to a step of expectation maximisation, and most steps of one update.
+ROWS_A_ROUND: Final = 64
+# How suddenly the sweep ends, and below which share it has ended.
+SWEEP_POWER: Final = 5
+LEAST_SWEEP: Final = 1e-3
+# The preferences that an arm's usual gap is averaged over.
+EXPLORED_GRID: Final = preference_grid()
+MAX_ROUNDS: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PosteriorSettings:
+    """What the learner is set to; the same for every pool and encoder.
+
+    Attributes:
+        components: Principal components of the context, and the space of the kernel.
+        landmarks: Points that carry the kernel.
+        kernel_components: Components of the kernel.
+        min_rows: Rows before the context is used at all.
+        settled_rows: Up to here the features are fitted anew whenever the rows have doubled, from
+            here on after as many more.
+        capacity: Rows remembered and fitted to, half of them the newest.
+        level_scale: Share of the levels' deviation that Thompson sampling starts with.
+        slope_scale: The same of the slopes'.
+        scale_floor: What both shares fall to, of themselves.
+        scale_rows: Rows, times the root of the number of arms, at which half of the fall is done.
+        sweep_rows: Rows, times the number of arms to the power of 3/4, at which half of the
+            requests are still part of the sweep.
+        sweep_softness: Gap in reward at which an arm gets half the sweep of the best one.
+        gap_softness: Mean gap over all preferences at which an arm gets a quarter of the
+            exploration of the best one.
+        even_part: Part of the exploration that is shared evenly.
+        num_draws: Normal draws stored per arm.
+    """
+
+    components: int = 16
+    landmarks: int = 64
+    kernel_components: int = 24
+    min_rows: int = 64
+    settled_rows: int = 2_048
+    capacity: int = 8_192
+    level_scale: float = 1.5
+    slope_scale: float = 0.3
+    scale_floor: float = 0.2
+    scale_rows: float = 200.0
+    sweep_rows: float = 50.0
+    sweep_softness: float = 0.1
+    gap_softness: float = 0.02
+    even_part: float = 0.1
+    num_draws: int = 256
+
+    @classmethod
+    def read(cls, artifact: PolicyArtifact) -> PosteriorSettings:
+        """Read what an artifact was made with."""
+        return cls(**dict(artifact.hyperparameters))  # type: ignore[arg-type]  # numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedModels:
-    """The models of the arms offered, laid out for one matrix product a decision.
+    """The models of m arms offered, laid out for few matrix products a decision.
 
     Attributes:
-        means: Quality models, then cost models, shape (2 * num_offered, features).
-        covariances: Theirs, shape (2 * num_offered * features, features).
-        price_ratios: List price now by the one the costs were learned at, shape (num_offered,).
-        draws: Normal draws, shape (num_draws, num_offered).
+        means: Quality models, then cost models, shape (2m, p).
+        level_variance: Variance of the levels of quality, shape (m,).
+        level_slope: Covariance of level and slopes of quality, shape (m, p - 1).
+        slope_covariance: Covariance of the slopes of quality, shape (m * (p - 1), p - 1).
+        list_cost: Scaled list cost that the costs are departures from, shape (m,).
+        price_ratios: List price now by the one the costs were learned at, shape (m,).
+        scale: Share of the Thompson deviation of each arm, shape (m,).
+        explored: Pmf of the exploration, the same for every request, shape (m,).
+        draws: Normal draws, shape (num_draws, m).
     """
 
     means: Array
-    covariances: Array
+    level_variance: Array
+    level_slope: Array
+    slope_covariance: Array
+    list_cost: Array
     price_ratios: Array
+    scale: Array
+    explored: Array
     draws: Array
 
 
 class PosteriorPolicy:
-    """Decides by the share of fixed Thompson draws that each arm wins."""
+    """Decides by the share of fixed Thompson draws that each arm wins, and explores on top."""
 
     kind = KIND
 
@@ -77,90 +137,120 @@ class PosteriorPolicy:
         """Read an artifact of this kind; raises KeyError or ValueError where it is none."""
         self._artifact = artifact
         self.encoder_id, self.context_dim = artifact.encoder_id, artifact.context_dim
-        self._settings = _settings(artifact)
-        self._statistics = {name: Statistics.read(artifact.weights, name) for name in TARGETS}
-        self._matrix, self._offset = feature_map(
-            artifact.weights["centre"], artifact.weights["projection"]
-        )
-        expected = len(artifact.arms), len(self._matrix)
-        if any(sums.moment.shape != expected for sums in self._statistics.values()):
-            raise ValueError(f"moments must be {expected}")
+        self._settings = PosteriorSettings.read(artifact)
+        self._features = FeatureMap.read(artifact.weights)
+        self._quality = Beliefs.read(artifact.weights, "quality")
+        self._cost = Beliefs.read(artifact.weights, "cost")
+        expected = len(artifact.arms), self._features.num_features
+        if any(found.means.shape != expected for found in (self._quality, self._cost)):
+            raise ValueError(f"means must be {expected}")
         self._index = {name: arm for arm, name in enumerate(artifact.arms)}
         self._models = lru_cache(maxsize=POOLS_KEPT)(self._models_of)
+        self._sweep = sweep(artifact)
+
+    def assess(
+        self,
+        contexts: NDArray[np.float32],
+        preferences: Sequence[Preference],
+        offered: Sequence[Arm],
+    ) -> Assessment:
+        """Return pmf and expectation of several requests at once; see `Policy.assess`."""
+        models = self._models(tuple(offered))
+        quality, cost, variance = self._predict(contexts, models)
+        w = np.array([preference.quality for preference in preferences])[:, None]
+        worth = w * quality - (1.0 - w) * cost
+        chosen = win_shares(worth, models.scale * w * np.sqrt(variance), models.draws)
+        if self._sweep > 0.0:
+            swept = (self._settings.sweep_softness + _gaps(worth)) ** -1.0
+            swept /= swept.sum(axis=1, keepdims=True)
+            chosen = (1.0 - self._sweep) * chosen + self._sweep * swept
+        total = self._artifact.exploration_total
+        return Assessment(
+            pmf=(1.0 - total) * chosen + total * models.explored,
+            quality=quality,
+            cost_usd=cost * self._artifact.cost_ceiling_usd,
+        )
 
     def pmf(
         self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
     ) -> Array:
         """Return the probability of each arm offered, float64, shape (num_offered,)."""
-        models = self._models(tuple(offered))
-        quality, cost, quality_var, cost_var = self._predict(context, models)
-        w_quality, w_cost = preference.quality, preference.cost
-        worth = w_quality * quality - w_cost * cost
-        deviation = np.sqrt(w_quality**2 * quality_var + w_cost**2 * cost_var)
-        best = (worth + deviation * models.draws).argmax(axis=1)
-        wins = np.bincount(best, minlength=len(worth)) / len(best)
-        return mix_exploration(wins, exploration_total=self._artifact.exploration_total)
+        [probs] = self.assess(context[None], [preference], offered).pmf
+        return np.asarray(probs)
 
     def greedy_pmf(
         self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
     ) -> Array:
-        """Return all mass on the arm of the best expected worth, shape (num_offered,)."""
-        quality, cost, _, _ = self._predict(context, self._models(tuple(offered)))
+        """Put all mass on the best expected worth, float64, shape (num_offered,)."""
+        [quality], [cost], _ = self._predict(context[None], self._models(tuple(offered)))
         worth = preference.quality * quality - preference.cost * cost
         return all_on(int(worth.argmax()), len(worth))
 
     def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation:
         """Return the posterior means, in the units they are reported in."""
-        quality, cost, _, _ = self._predict(context, self._models(tuple(offered)))
-        ceiling = self._artifact.cost_ceiling_usd
-        return Expectation(quality=np.clip(quality, 0.0, 1.0), cost_usd=cost * ceiling)
+        [quality], [cost], _ = self._predict(context[None], self._models(tuple(offered)))
+        return Expectation(quality=quality, cost_usd=cost * self._artifact.cost_ceiling_usd)
 
     def _predict(
-        self, context: NDArray[np.float32], models: OfferedModels
-    ) -> tuple[Array, Array, Array, Array]:
-        """Return quality, scaled cost and the variance of both, each of shape (num_offered,)."""
-        seen = self._matrix @ context + self._offset
-        num = len(models.price_ratios)
-        mean = models.means @ seen
-        variance = (models.covariances @ seen).reshape(2 * num, -1) @ seen
-        cost = np.minimum(np.maximum(mean[num:] * models.price_ratios, 0.0), 1.0)
-        return mean[:num], cost, variance[:num], variance[num:] * models.price_ratios**2
+        self, contexts: NDArray[np.float32], models: OfferedModels
+    ) -> tuple[Array, Array, Array]:
+        """Return quality, scaled cost and quality's variance for Thompson, each (n, m)."""
+        seen = self._features(contexts)
+        mean = seen @ models.means.T
+        plain, scaled = self._variances(seen[:, 1:], models)
+        m = len(models.price_ratios)
+        # The mean of a sigmoid of a normal variable, by the probit approximation.
+        spread = np.minimum(plain, MAX_LOGIT_VARIANCE)
+        quality = sigmoid(mean[:, :m] / np.sqrt(1.0 + np.pi / 8.0 * spread))
+        cost = np.clip((models.list_cost + mean[:, m:]) * models.price_ratios, 0.0, 1.0)
+        return quality, cost, scaled * (quality * (1.0 - quality)) ** 2
+
+    def _variances(self, slopes: Array, models: OfferedModels) -> tuple[Array, Array]:
+        """Return the variance of each quality's logit, plain and for Thompson, (n, m)."""
+        n, p = slopes.shape
+        moved = (models.slope_covariance @ slopes.T).reshape(-1, p, n)
+        of_slopes = (moved * slopes.T).sum(axis=1).T
+        of_both = slopes @ models.level_slope.T
+        level, slope = self._settings.level_scale, self._settings.slope_scale
+        plain = models.level_variance + 2.0 * of_both + of_slopes
+        scaled = level**2 * models.level_variance + 2.0 * level * slope * of_both
+        # Rounding can leave a hair below zero where a variance all but vanishes.
+        return np.maximum(plain, 0.0), np.maximum(scaled + slope**2 * of_slopes, 0.0)
 
     def _models_of(self, offered: tuple[Arm, ...]) -> OfferedModels:
         """Lay out what one set of offered arms needs; an unknown arm is one without data."""
-        weights = self._artifact.weights
+        weights, artifact = self._artifact.weights, self._artifact
         arms = [self._index.get(arm.name) for arm in offered]
         now = np.array([arm.list_cost_usd(TYPICAL_PROMPT_CHARACTERS) for arm in offered])
-        learned_at = np.array(
+        then = np.array(
             [now[i] if k is None else weights["list_cost_usd"][k] for i, k in enumerate(arms)]
         )
-        models = [self._beliefs(name, arms, learned_at) for name in TARGETS]
-        means, covariances = (np.concatenate(parts) for parts in zip(*models, strict=True))
+        quality, covariances = self._quality.of(arms)
+        cost, _ = self._cost.of(arms)
+        slopes, ratios = covariances[:, 1:, 1:], price_ratio(now, then)
+        listed = scaled_cost(then, cost_ceiling_usd=artifact.cost_ceiling_usd)
+        levels = np.clip((listed + cost[:, 0]) * ratios, 0.0, 1.0)
+        since = [0 if k is None else self._rows_since(k) for k in arms]
         draws = [
-            weights["draws"][k] if k is not None else self._fresh_draws(arm.name)
+            self._fresh_draws(arm.name) if k is None else weights["draws"][k]
             for k, arm in zip(arms, offered, strict=True)
         ]
         return OfferedModels(
-            means=means,
-            covariances=covariances.reshape(-1, means.shape[1]),
-            price_ratios=price_ratio(now, learned_at),
+            means=np.concatenate([quality, cost]),
+            level_variance=covariances[:, 0, 0],
+            level_slope=covariances[:, 0, 1:],
+            slope_covariance=np.ascontiguousarray(slopes.reshape(-1, slopes.shape[-1])),
+            list_cost=listed,
+            price_ratios=ratios,
+            scale=thompson_scale(np.array(since), len(artifact.arms), self._settings),
+            explored=explored_shares(sigmoid(quality[:, 0]), levels, self._settings),
             draws=np.ascontiguousarray(np.transpose(draws)),
         )
 
-    def _beliefs(
-        self, target: str, arms: Sequence[int | None], list_cost_usd: Array
-    ) -> tuple[Array, Array]:
-        """Believe in one target of the arms offered."""
-        statistics, settings = self._statistics[target], self._settings
-        known, pool = deviations(statistics, settings)
-        deviation = np.array([pool if k is None else known[k] for k in arms])
-        default = settings.prior_quality
-        prior = np.full(len(arms), default if (m := statistics.pool_mean) is None else m)
-        if target == "cost":
-            ceiling = self._artifact.cost_ceiling_usd
-            listed = scaled_cost(list_cost_usd, cost_ceiling_usd=ceiling)
-            prior = np.where(list_cost_usd > 0, listed, prior)
-        return beliefs(statistics.select(arms), prior, settings, deviation)
+    def _rows_since(self, arm: int) -> int:
+        """Count the rows learned from since an arm came."""
+        weights = self._artifact.weights
+        return int(weights["rows_seen"][0] - weights["rows_before"][arm])
 
     def _fresh_draws(self, name: str) -> Array:
         """Draw for an arm the version does not know: its own, the same each time."""
@@ -170,138 +260,62 @@ class PosteriorPolicy:
         )
 
 
-def price_ratio(now_usd: Array, then_usd: Array) -> Array:
-    """Divide list prices; 1 where one of them is not given."""
-    given = (now_usd > 0) & (then_usd > 0)
-    return np.where(given, now_usd / np.where(given, then_usd, 1.0), 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class PosteriorLearner:
-    """Adds interactions to the sums of `PosteriorPolicy`'s models.
-
-    Once the projection is frozen the order and size of updates do not matter:
-    update(update(p, a), b) is update(p, a + b).
-    """
-
-    settings: PosteriorSettings = field(default_factory=PosteriorSettings)
-
-    @property
-    def kind(self) -> str:
-        """Name in `PolicyArtifact.kind`."""
-        return KIND
-
-    def initial(self, spec: LearnerSpec) -> PolicyArtifact:
-        """Believe in list prices, and the same of every arm's quality."""
-        names = tuple(arm.name for arm in spec.arms)
-        num_features = self.settings.components + 1
-        empty = Statistics.empty(len(names), num_features)
-        listed = [arm.list_cost_usd(TYPICAL_PROMPT_CHARACTERS) for arm in spec.arms]
-        weights = {
-            "centre": np.zeros(spec.context_dim),
-            "projection": np.zeros((self.settings.components, spec.context_dim)),
-            "list_cost_usd": np.array(listed, dtype=np.float64),
-            **empty.weights("quality"),
-            **empty.weights("cost"),
-        }
-        artifact = PolicyArtifact(
-            kind=KIND,
-            arms=names,
-            encoder_id=spec.encoder_id,
-            context_dim=spec.context_dim,
-            cost_ceiling_usd=spec.cost_ceiling_usd,
-            exploration_total=spec.exploration_total,
-            price_version=spec.price_version,
-            seed=spec.seed,
-            hyperparameters=asdict(self.settings),
-            weights=weights,
-        )
-        return with_draws(artifact, rows_seen=0)
-
-    def update(
-        self, parent: PolicyArtifact, rows: pa.Table, prices: Mapping[int, PriceTable]
-    ) -> PolicyArtifact:
-        """Add rows to the sums; fix the projection at the first update with rows enough."""
-        seen = experience(parent, rows)
-        arms = grown_arms(parent.arms, seen)
-        costs = _list_costs(prices)
-        new = _first_list_costs(arms[len(parent.arms) :], seen, costs)
-        listed = np.append(parent.weights["list_cost_usd"], new)
-        weights = {"list_cost_usd": listed, **self._projection(parent, seen)}
-        rows_features = features(seen.contexts, weights["centre"], weights["projection"])
-        number = {name: k for k, name in enumerate(arms)}
-        rows_arms = np.array([number[name] for name in seen.arms], dtype=np.int64)
-        cost_usd = _costs_at(listed[rows_arms], seen, costs)
-        cost = scaled_cost(cost_usd, cost_ceiling_usd=parent.cost_ceiling_usd)
-        known = [k if k < len(parent.arms) else None for k in range(len(arms))]
-        for target, values in (("quality", seen.quality), ("cost", cost)):
-            statistics = Statistics.read(parent.weights, target).select(known)
-            weights |= statistics.plus(rows_arms, rows_features, values).weights(target)
-        grown = replace(
-            parent,
-            arms=arms,
-            price_version=latest_price_version(parent, prices),
-            weights=weights,
-            training=lineage(parent, seen),
-        )
-        return with_draws(grown, rows_seen=int(parent.weights["rows_seen"][0]) + len(seen))
-
-    def _projection(self, parent: PolicyArtifact, seen: Experience) -> dict[str, Array]:
-        """Keep the parent's projection; fit it where there is none yet and rows are enough."""
-        settings = _settings(parent)
-        centre, projection = parent.weights["centre"], parent.weights["projection"]
-        if not projection.any() and len(seen) >= settings.min_rows_to_project:
-            centre, projection = fit_projection(seen.contexts, components=settings.components)
-        return {"centre": centre, "projection": projection}
-
-
-def _settings(artifact: PolicyArtifact) -> PosteriorSettings:
-    """Read what an artifact was made with."""
-    return PosteriorSettings(**dict(artifact.hyperparameters))  # type: ignore[arg-type]  # numbers
-
-
-def with_draws(artifact: PolicyArtifact, *, rows_seen: int) -> PolicyArtifact:
-    """Store the version's Thompson draws, seeded by how much it has seen."""
-    num_draws = int(artifact.hyperparameters["num_draws"])
-    draws = [
-        arm_draws(name, seed=artifact.seed, rows_seen=rows_seen, num_draws=num_draws)
-        for name in artifact.arms
-    ]
-    drawn = {
-        "draws": np.reshape(draws, (len(draws), num_draws)),
-        "rows_seen": np.array([rows_seen], dtype=np.int64),
-    }
-    return replace(artifact, weights={**artifact.weights, **drawn})
-
-
-def _list_costs(prices: Mapping[int, PriceTable]) -> dict[tuple[int, str], float]:
-    """Price a typical call, USD, by price table version and arm."""
-    return {
-        (version, arm.name): arm.list_cost_usd(TYPICAL_PROMPT_CHARACTERS)
-        for version, table in prices.items()
-        for arm in table.arms
-    }
-
-
-def _first_list_costs(
-    arms: Sequence[str], seen: Experience, costs: Mapping[tuple[int, str], float]
-) -> list[float]:
-    """Return the list price that new arms were first seen with, USD, 0 where it is not at hand."""
-    first: dict[str, float] = {}
-    for names, version in zip(seen.offered, seen.price_version.tolist(), strict=True):
-        for name in names:
-            first.setdefault(name, costs.get((version, name), 0.0))
-    return [first[name] for name in arms]
-
-
-def _costs_at(listed: Array, seen: Experience, costs: Mapping[tuple[int, str], float]) -> Array:
-    """Return what each call would have cost at other list prices, USD, shape (n,).
+def win_shares(worth: Array, deviation: Array, draws: Array) -> Array:
+    """Return the share of draws that each arm wins, shape (n, m).
 
     Args:
-        listed: The list price that the row's arm is kept at, USD, shape (n,).
-        seen: The rows.
-        costs: The list prices they were decided under, by version and arm.
+        worth: Expected worth, shape (n, m).
+        deviation: What its draws are scaled with, shape (n, m).
+        draws: Normal draws, shape (num_draws, m).
     """
-    keys = zip(seen.price_version.tolist(), seen.arms, strict=True)
-    then = np.array([costs.get(key, 0.0) for key in keys], dtype=np.float64)
-    return seen.cost_usd * price_ratio(listed, then)
+    n, m = worth.shape
+    best = (worth[:, None] + deviation[:, None] * draws).argmax(axis=2)
+    best += m * np.arange(n)[:, None]
+    return np.asarray(np.bincount(best.ravel(), minlength=n * m).reshape(n, m) / len(draws))
+
+
+def explored_shares(quality: Array, cost: Array, settings: PosteriorSettings) -> Array:
+    """Share exploration by the squared inverse of an arm's mean gap, and a part of it evenly.
+
+    The same for every request, so that an arm which only few would choose is still tried.
+
+    Args:
+        quality: Usual quality of each arm, shape (m,).
+        cost: Usual scaled cost, shape (m,).
+        settings: How soft, and how even.
+    """
+    w = np.array([preference.quality for preference in EXPLORED_GRID])[:, None]
+    gap = _gaps(w * quality - (1.0 - w) * cost).mean(axis=0)
+    by_gap = (settings.gap_softness + gap) ** -2.0
+    even = settings.even_part / len(gap)
+    return np.asarray((1.0 - settings.even_part) * by_gap / by_gap.sum() + even)
+
+
+def sweep(artifact: PolicyArtifact) -> float:
+    """Return the share of requests that the first broad sweep still takes.
+
+    None where the operator has set exploration to none.
+    """
+    settings, num_arms = PosteriorSettings.read(artifact), max(len(artifact.arms), 1)
+    if artifact.exploration_total == 0.0:
+        return 0.0
+    rows = float(artifact.weights["rows_seen"][0]) / (settings.sweep_rows * num_arms**0.75)
+    share = 1.0 / (1.0 + rows**SWEEP_POWER)
+    return share if share >= LEAST_SWEEP else 0.0
+
+
+def thompson_scale(rows: NDArray[np.int64], num_arms: int, settings: PosteriorSettings) -> Array:
+    """Return the share of their deviation that arms are drawn with, falling with rows seen.
+
+    Args:
+        rows: Rows learned from since each arm came, shape (m,).
+        num_arms: K.
+        settings: Floor and speed of the fall.
+    """
+    done = rows / (settings.scale_rows * max(num_arms, 1) ** 0.5)
+    return np.asarray(settings.scale_floor + (1.0 - settings.scale_floor) / (1.0 + done**3))
+
+
+def _gaps(worth: Array) -> Array:
+    """Return how far each arm is below the best of its row."""
+    return np.asarray(worth.max(axis=1, keepdims=True) - worth)

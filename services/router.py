@@ -22,7 +22,7 @@ from policies.errors import (
     UnknownArm,
 )
 from policies.interaction import Decision
-from policies.policy import sample
+from policies.policy import Assessment, sample
 from policies.preference import Preference
 from services.champion import Champion
 from services.decision_ids import DecisionIds
@@ -164,12 +164,23 @@ class Router:
         contexts = await self._encoder.encode(prompts)
         # Read once, after the wait: no request is decided by a champion that has since gone.
         champion = self._champion.current
-        routed = []
+        groups: dict[tuple[Arm, ...], list[int]] = {}
         for index, request in enumerate(requests):
             with in_batch(index, size=len(requests)):
-                routed.append(self._decide_one(champion, request, prompts[index], contexts[index]))
-        await self._recorder.add([one.decision for one in routed])
-        return routed
+                offered = _offered(champion, request, len(prompts[index]))
+            groups.setdefault(offered, []).append(index)
+        routed: dict[int, Routed] = {}
+        for offered, indices in groups.items():
+            wanted = [requests[i].preference or self._args.default_preference for i in indices]
+            assessed = champion.policy.assess(contexts[indices], wanted, offered)
+            for row, index in enumerate(indices):
+                request, prompt = requests[index], prompts[index]
+                routed[index] = self._draw(
+                    champion, request, prompt, contexts[index], wanted[row], offered, assessed, row
+                )
+        in_order = [routed[index] for index in range(len(requests))]
+        await self._recorder.add([one.decision for one in in_order])
+        return in_order
 
     def _prompt(self, request: RouteRequest) -> str:
         """Return the prompt in a form every encoder takes; raises InvalidPrompt."""
@@ -184,17 +195,19 @@ class Router:
         # A lone surrogate is a legal str but has no UTF-8 form, which tokenizers need.
         return request.prompt.encode("utf-8", "replace").decode("utf-8")
 
-    def _decide_one(
+    def _draw(
         self,
         champion: Champion,
         request: RouteRequest,
         prompt: str,
         context: NDArray[np.float32],
+        preference: Preference,
+        offered: tuple[Arm, ...],
+        assessed: Assessment,
+        row: int,
     ) -> Routed:
-        """Draw one model from the pmf that is logged with it."""
-        preference = request.preference or self._args.default_preference
-        offered = _offered(champion, request, len(prompt))
-        pmf = champion.policy.pmf(context, preference, offered)
+        """Draw one model from the pmf that is logged with it: row `row` of what was assessed."""
+        pmf = assessed.pmf[row]
         chosen = sample(pmf, uniform=self._rng.random())
         decision = Decision(
             decision_id=self._ids.issue(request.tenant),
@@ -213,7 +226,7 @@ class Router:
             policy_version=champion.version,
             price_version=champion.prices.version,
         )
-        return Routed(decision=decision, expected=_expected(champion, context, offered, chosen))
+        return Routed(decision=decision, expected=_expected(assessed, row, chosen))
 
 
 def _offered(champion: Champion, request: RouteRequest, prompt_characters: int) -> tuple[Arm, ...]:
@@ -235,15 +248,13 @@ def _offered(champion: Champion, request: RouteRequest, prompt_characters: int) 
         raise
 
 
-def _expected(
-    champion: Champion, context: NDArray[np.float32], offered: Sequence[Arm], chosen: int
-) -> Expected | None:
+def _expected(assessed: Assessment, row: int, chosen: int) -> Expected | None:
     """Read off what the policy expects of the chosen arm; None where it models no outcome."""
-    expectation = champion.policy.expect(context, offered)
-    if expectation is None:
+    if assessed.quality is None or assessed.cost_usd is None:
         return None
     return Expected(
-        quality=float(expectation.quality[chosen]), cost_usd=float(expectation.cost_usd[chosen])
+        quality=float(assessed.quality[row, chosen]),
+        cost_usd=float(assessed.cost_usd[row, chosen]),
     )
 
 

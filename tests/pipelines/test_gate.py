@@ -18,7 +18,7 @@ from pipelines.gate import judge, should_promote, uplift_scores, usable_rows
 from policies.arms import Arm, PriceTable
 from policies.evaluation import estimate
 from policies.interaction import INTERACTION_SCHEMA
-from policies.policy import Expectation, mix_exploration
+from policies.policy import Assessment, Expectation, assess_one_by_one, mix_exploration
 from policies.preference import Preference, preference_grid
 
 TAU_USD = 0.01
@@ -46,6 +46,15 @@ class ScoredPolicy:
         scores = (context @ self._weights)[positions] + preference.quality * np.array(positions)
         probs = np.exp(scores - scores.max())
         return mix_exploration(probs / probs.sum(), exploration_total=self._exploration)
+
+    def assess(
+        self,
+        contexts: NDArray[np.float32],
+        preferences: Sequence[Preference],
+        offered: Sequence[Arm],
+    ) -> Assessment:
+        """Ask `pmf` for each request."""
+        return assess_one_by_one(self.pmf, contexts, preferences, offered)
 
     def greedy_pmf(
         self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]

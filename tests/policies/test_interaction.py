@@ -18,7 +18,8 @@ from policies.interaction import (
     decisions_to_batch,
 )
 from policies.policy import mix_exploration, sample
-from policies.posterior import PosteriorLearner, PosteriorPolicy
+from policies.posterior import PosteriorPolicy
+from policies.posterior_learner import PosteriorLearner
 
 ARMS = some_arms(0.001, 0.009)
 POLICY = PosteriorPolicy(PosteriorLearner().initial(a_spec(ARMS)))

@@ -1,4 +1,4 @@
-"""The posterior learner: exact sums, prices at decision time, and a pass over real outcomes."""
+"""The posterior learner: what it remembers, prices at decision time, a pass over real outcomes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from experiences import TAU_USD, a_spec, prices_of, routed, some_arms
 from numpy.typing import NDArray
 
 from policies.arms import Arm
-from policies.artifact import PolicyArtifact
-from policies.beliefs import (
-    PosteriorSettings,
-    Statistics,
-    arm_draws,
-    beliefs,
-    feature_map,
-    features,
-    fit_projection,
-)
+from policies.artifact import PolicyArtifact, digest
+from policies.draws import arm_draws
 from policies.learning import LearnerSpec
-from policies.posterior import PosteriorLearner, PosteriorPolicy
+from policies.posterior import (
+    PosteriorPolicy,
+    PosteriorSettings,
+    explored_shares,
+    sweep,
+    thompson_scale,
+    win_shares,
+)
+from policies.posterior_learner import PosteriorLearner, with_draws
 from policies.preference import Preference, preference_grid
 from policies.references import HeldOut, arm_share, heldout_reward, reference_rewards
 
@@ -63,24 +63,36 @@ def trained() -> PolicyArtifact:
     return _updated(first, _rows(first, 200))
 
 
-def test_updates_add_up(trained: PolicyArtifact) -> None:
-    """Two updates equal one of both, once the projection is frozen."""
-    one, two = _rows(trained, 70, first_seq=201), _rows(trained, 50, first_seq=271)
-    apart = _updated(_updated(trained, one), two)
-    together = _updated(trained, pa.concat_tables([one, two]))
-    assert apart.weights.keys() == together.weights.keys()
-    for name, value in together.weights.items():
-        np.testing.assert_allclose(apart.weights[name], value, rtol=1e-9, atol=1e-12)
-
-
-def test_the_projection_waits_for_rows_and_then_stays() -> None:
+def test_the_context_waits_for_rows_and_features_are_fitted_anew_as_they_double() -> None:
     first = LEARNER.initial(a_spec(ARMS))
     few = _updated(first, _rows(first, 63))
-    assert not few.weights["projection"].any()
-    enough = _updated(few, _rows(few, 64, first_seq=64))
-    assert enough.weights["projection"].any()
-    later = _updated(enough, _rows(enough, 64, first_seq=128))
-    np.testing.assert_array_equal(later.weights["projection"], enough.weights["projection"])
+    assert not few.weights["features.projection"].any()
+    assert few.weights["quality.means"][:, 0].any(), "levels are learned from the first row on"
+    enough = _updated(few, _rows(few, 1, first_seq=64))
+    assert enough.weights["features.projection"].any()
+    assert enough.weights["fit_features_at"][0] == 128
+    kept = _updated(enough, _rows(enough, 30, first_seq=65))
+    for name in ("features.projection", "features.landmarks"):
+        np.testing.assert_array_equal(kept.weights[name], enough.weights[name])
+    anew = _updated(kept, _rows(kept, 34, first_seq=95))
+    assert anew.weights["fit_features_at"][0] == 256
+    assert (anew.weights["features.projection"] != enough.weights["features.projection"]).any()
+
+
+def test_an_update_is_a_pure_function(trained: PolicyArtifact) -> None:
+    rows, before = _rows(trained, 70, first_seq=201), digest(trained)
+    assert digest(_updated(trained, rows)) == digest(_updated(trained, rows))
+    assert digest(trained) == before
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    learner = PosteriorLearner(PosteriorSettings(capacity=100))
+    artifact = learner.initial(a_spec(ARMS))
+    for turn in range(3):
+        rows = _rows(artifact, 80, first_seq=1 + 80 * turn)
+        artifact = learner.update(artifact, rows, prices_of(ARMS))
+    assert len(artifact.weights["memory.arm"]) == 100
+    assert artifact.weights["rows_seen"][0] == 240
 
 
 def test_only_the_last_revision_of_a_decision_counts(trained: PolicyArtifact) -> None:
@@ -88,9 +100,8 @@ def test_only_the_last_revision_of_a_decision_counts(trained: PolicyArtifact) ->
     seq = pa.array(np.arange(400, 440))
     corrected = rows.set_column(0, rows.schema.field("seq"), seq)
     twice = _updated(trained, pa.concat_tables([rows, corrected]))
-    np.testing.assert_allclose(
-        twice.weights["cost.gram"], _updated(trained, rows).weights["cost.gram"]
-    )
+    once = _updated(trained, rows)
+    assert len(twice.weights["memory.arm"]) == len(once.weights["memory.arm"])
 
 
 def test_rows_of_another_encoder_are_left_out(trained: PolicyArtifact) -> None:
@@ -119,41 +130,50 @@ def test_a_missing_outcome_still_teaches_the_other(
     trained: PolicyArtifact, missing: str, kept: str
 ) -> None:
     child = _updated(trained, _rows(trained, 30, first_seq=300, missing=missing))
-    before, after = trained.weights, child.weights
-    np.testing.assert_array_equal(after[f"{missing}.gram"], before[f"{missing}.gram"])
-    counted = after[f"{kept}.gram"][:, 0, 0].sum() - before[f"{kept}.gram"][:, 0, 0].sum()
-    assert counted == 30
+    number = {"quality": 0, "cost": 1}
+    outcome = child.weights["memory.outcome"][-30:]
+    assert np.isnan(outcome[:, number[missing]]).all()
+    assert not np.isnan(outcome[:, number[kept]]).any()
+    assert np.isfinite(child.weights[f"{missing}.means"]).all()
 
 
-def test_beliefs_are_ridge_regression() -> None:
-    """Against the normal equations written out for one arm."""
-    rng = np.random.default_rng(0)
-    design = np.hstack([np.ones((50, 1)), rng.normal(size=(50, 2))])
-    target = rng.normal(size=50)
-    settings = PosteriorSettings(prior_weight=2.0, context_precision=10.0, deviation_scale=1.0)
-    sums = Statistics.empty(1, 3).plus(np.zeros(50, dtype=np.int64), design, target)
-    mean, covariance = beliefs(sums, np.array([0.7]), settings, np.array([0.3]))
-    prior = np.diag([2.0, 10.0, 10.0])
-    precision = design.T @ design + prior
-    expected = np.linalg.solve(precision, design.T @ target + prior @ [0.7, 0.0, 0.0])
-    np.testing.assert_allclose(mean[0], expected)
-    np.testing.assert_allclose(covariance[0], 0.09 * np.linalg.inv(precision))
+def test_a_batch_is_assessed_as_its_requests_one_by_one(trained: PolicyArtifact) -> None:
+    policy, rng = PosteriorPolicy(trained), np.random.default_rng(0)
+    contexts = rng.normal(size=(20, 6)).astype(np.float32)
+    preferences = [Preference(quality=w, cost=1.0 - w) for w in rng.random(20).tolist()]
+    found = policy.assess(contexts, preferences, ARMS)
+    assert found.quality is not None
+    assert found.cost_usd is not None
+    for row, (context, preference) in enumerate(zip(contexts, preferences, strict=True)):
+        np.testing.assert_allclose(found.pmf[row], policy.pmf(context, preference, ARMS))
+        expected = policy.expect(context, ARMS)
+        np.testing.assert_allclose(found.quality[row], expected.quality)
+        np.testing.assert_allclose(found.cost_usd[row], expected.cost_usd)
 
 
-def test_one_contexts_features_are_its_row_of_the_batchs() -> None:
-    contexts = np.random.default_rng(0).normal(size=(90, 12)).astype(np.float32)
-    centre, projection = fit_projection(contexts, components=4)
-    rows = features(contexts, centre, projection)
-    matrix, offset = feature_map(centre, projection)
-    np.testing.assert_allclose(matrix @ contexts[5] + offset, rows[5], atol=1e-6)
-    np.testing.assert_allclose(np.cov(rows[:, 1:].T), np.eye(4), atol=1e-6)
+def test_win_shares_count_the_draws_that_an_arm_is_best_in() -> None:
+    draws = np.array([[0.0, 0.0], [1.0, -1.0], [-1.0, 1.0], [-3.0, 3.0]])
+    worth, deviation = np.array([[0.5, 0.0], [0.0, 0.0]]), np.array([[0.1, 0.1], [1.0, 1.0]])
+    np.testing.assert_allclose(win_shares(worth, deviation, draws), [[0.75, 0.25], [0.5, 0.5]])
 
 
-def test_contexts_that_span_too_little_leave_components_empty() -> None:
-    """As with prompts that are all the same: nothing is divided by zero."""
-    _, projection = fit_projection(np.ones((70, 12), dtype=np.float32), components=4)
-    assert projection.shape == (4, 12)
-    assert not projection.any()
+def test_the_sweep_fades_and_an_operator_can_forbid_it() -> None:
+    first = LEARNER.initial(a_spec(ARMS))
+    assert sweep(first) == 1.0
+    assert sweep(replace(first, exploration_total=0.0)) == 0.0
+    settings, many = PosteriorSettings(), int(50 * 3**0.75)
+    halfway = with_draws(first, rows_seen=many)
+    assert sweep(halfway) == pytest.approx(0.5, abs=0.02)
+    assert sweep(with_draws(first, rows_seen=10 * many)) == 0.0
+    scales = thompson_scale(np.array([0, 10**6]), 3, settings)
+    np.testing.assert_allclose(scales, [1.0, settings.scale_floor])
+
+
+def test_exploration_prefers_arms_that_lose_little_and_forgets_none() -> None:
+    settings = PosteriorSettings()
+    shares = explored_shares(np.array([0.9, 0.88, 0.1]), np.array([0.5, 0.5, 0.5]), settings)
+    assert shares.sum() == pytest.approx(1.0)
+    assert shares[0] > shares[1] > shares[2] >= settings.even_part / 3
 
 
 def test_draws_are_normal_and_each_arms_own() -> None:
@@ -182,17 +202,23 @@ def test_costs_under_another_price_teach_the_same(trained: PolicyArtifact) -> No
     twice = pa.array(2 * rows["cost_usd"].to_numpy())
     charged = rows.set_column(place, rows.schema.field("cost_usd"), twice)
     child = LEARNER.update(trained, charged, prices_of(doubled))
-    np.testing.assert_allclose(
-        child.weights["cost.moment"], _updated(trained, rows).weights["cost.moment"]
-    )
+    once = _updated(trained, rows)
+    for name in ("memory.outcome", "cost.means"):
+        np.testing.assert_allclose(child.weights[name], once.weights[name], atol=1e-6)
 
 
 def test_a_new_arm_is_expected_at_its_price_and_the_pools_quality(trained: PolicyArtifact) -> None:
     new = Arm(name="new", usd_per_call=0.003)
-    expected = PosteriorPolicy(trained).expect(CONTEXT, (*ARMS, new))
-    pool = trained.weights["quality.moment"][:, 0].sum() / 200
-    assert expected.quality[-1] == pytest.approx(pool)
-    assert expected.cost_usd[-1] == pytest.approx(0.003)
+    policy = PosteriorPolicy(trained)
+    expected = policy.expect(CONTEXT, (*ARMS, new))
+    # Less sure than of any arm that was tried, so that it will be.
+    deviations = [policy._models((arm,)).level_variance[0] for arm in (*ARMS, new)]
+    assert max(deviations) == deviations[-1]
+    assert expected.quality[-1] == pytest.approx(expected.quality[:-1].mean(), abs=0.1)
+    # At list price, but for how far the others are from theirs.
+    departure = trained.weights["cost.shared_mean"][0]
+    assert abs(departure) < 0.2
+    assert expected.cost_usd[-1] / TAU_USD == pytest.approx(0.003 / TAU_USD + departure, abs=0.1)
 
 
 def test_expected_costs_stay_within_the_ceiling(trained: PolicyArtifact) -> None:

@@ -11,7 +11,7 @@ from experiences import a_spec, some_arms
 from policies.arms import PriceTable
 from policies.artifact import WEIGHTS_FILE
 from policies.errors import ArtifactError
-from policies.posterior import PosteriorLearner
+from policies.posterior_learner import PosteriorLearner
 from policies.publication import POINTER_FILE, Publication, read_pointer, write_pointer
 
 ARMS = some_arms(0.001, 0.009)

@@ -17,7 +17,7 @@ from policies.artifact import PolicyArtifact
 from policies.encoder import load_encoder
 from policies.errors import EncoderMismatch, InvalidPreference, InvalidRequest
 from policies.learners import load_policy
-from policies.posterior import PosteriorLearner
+from policies.posterior_learner import PosteriorLearner
 from policies.preference import Preference
 from policies.pyfunc import _load_pyfunc, arms_of
 

@@ -11,6 +11,7 @@ from experiences import some_arms
 from numpy.typing import NDArray
 
 from policies.arms import Arm
+from policies.policy import Assessment, assess_one_by_one
 from policies.preference import Preference, preference_grid
 from policies.references import HeldOut, arm_share, heldout_reward, reference_rewards
 
@@ -35,6 +36,15 @@ class FirstArm:
     ) -> NDArray[np.float64]:
         """Return the same for every request."""
         return np.array([0.9, 0.1])
+
+    def assess(
+        self,
+        contexts: NDArray[np.float32],
+        preferences: Sequence[Preference],
+        offered: Sequence[Arm],
+    ) -> Assessment:
+        """Ask `pmf` for each request."""
+        return assess_one_by_one(self.pmf, contexts, preferences, offered)
 
     def greedy_pmf(
         self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]

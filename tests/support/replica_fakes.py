@@ -22,7 +22,7 @@ from policies.arms import Arm, PriceTable, patched
 from policies.artifact import PolicyArtifact
 from policies.errors import InvalidRequest, Unavailable, UnknownVersion
 from policies.interaction import Decision, JoinStatus, LedgerCounts, Outcome
-from policies.policy import Expectation, mix_exploration
+from policies.policy import Assessment, Expectation, assess_one_by_one, mix_exploration
 from policies.preference import Preference
 from policies.publication import Publication
 from policies.versions import AliasMove, VersionInfo
@@ -80,6 +80,21 @@ class PricePolicy:
         score = (preference.quality - preference.cost + context[0]) * prices
         weights = np.exp(score - score.max())
         return mix_exploration(weights / weights.sum(), exploration_total=0.05)
+
+    def assess(
+        self,
+        contexts: NDArray[np.float32],
+        preferences: Sequence[Preference],
+        offered: Sequence[Arm],
+    ) -> Assessment:
+        """Ask `pmf` for each request; expect half quality of each arm, at list price."""
+        assessed = assess_one_by_one(self.pmf, contexts, preferences, offered)
+        expected = self.expect(contexts[0], offered)
+        return replace(
+            assessed,
+            quality=np.tile(expected.quality, (len(contexts), 1)),
+            cost_usd=np.tile(expected.cost_usd, (len(contexts), 1)),
+        )
 
     def greedy_pmf(
         self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]

@@ -1,15 +1,12 @@
-"""Bayesian linear models of many arms at once: sums that rows are added to, and beliefs from them.
+"""Bayesian linear models of many arms, each by itself: sums of rows, and beliefs from them.
 
-The mathematics of `policies.posterior`. Knows nothing of artifacts, prices or preferences.
+What barp-dr's control variate is made of. Knows nothing of prices or preferences.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,27 +17,19 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PosteriorSettings:
-    """What the recipe is set to; the defaults are METHOD's, not tuned to one pool.
+class RidgeSettings:
+    """How strongly models are shrunk; the defaults are tuned to no pool.
 
     Attributes:
-        components: Principal components of the context that the models see.
-        min_rows_to_project: Rows the components are fitted on at least; before, levels only.
         prior_weight: Observations that an arm's prior mean counts as.
         context_precision: Observations that the prior of no effect of the context counts as.
-        deviation_scale: Share of the standard deviation that Thompson sampling explores with.
-        num_draws: Normal draws stored per arm.
-        prior_quality: Quality expected before anything was seen.
-        prior_deviation: Standard deviation of quality and scaled cost before anything was seen.
+        deviation_scale: Share of the standard deviation that covariances are stated with.
+        prior_deviation: Standard deviation of a target before anything was seen.
     """
 
-    components: int = 8
-    min_rows_to_project: int = 64
     prior_weight: float = 2.0
     context_precision: float = 100.0
     deviation_scale: float = 0.5
-    num_draws: int = 256
-    prior_quality: float = 0.5
     prior_deviation: float = 0.3
 
 
@@ -109,7 +98,7 @@ class Statistics:
 
 
 def beliefs(
-    statistics: Statistics, prior_means: Array, settings: PosteriorSettings, deviation: Array
+    statistics: Statistics, prior_means: Array, settings: RidgeSettings, deviation: Array
 ) -> tuple[Array, Array]:
     """Return mean, shape (K, features), and covariance, (K, features, features), of K models.
 
@@ -127,7 +116,7 @@ def beliefs(
     return means, covariance * (settings.deviation_scale * deviation[:, None, None]) ** 2
 
 
-def deviations(statistics: Statistics, settings: PosteriorSettings) -> tuple[Array, float]:
+def deviations(statistics: Statistics, settings: RidgeSettings) -> tuple[Array, float]:
     """Return each arm's running standard deviation, shrunk toward the pool's, and the pool's."""
     count = statistics.gram[:, 0, 0]
     spread = statistics.square - statistics.moment[:, 0] ** 2 / np.maximum(count, 1.0)
@@ -160,26 +149,3 @@ def features(contexts: NDArray[np.float32], centre: Array, projection: Array) ->
     """Project contexts and put a leading 1: shape (n, components + 1)."""
     projected = (contexts - centre) @ projection.T
     return np.hstack([np.ones((len(contexts), 1)), projected])
-
-
-def feature_map(centre: Array, projection: Array) -> tuple[Array, Array]:
-    """Fold `features` into (matrix, offset), so that one context's are matrix @ it + offset."""
-    matrix = np.vstack([np.zeros_like(centre), projection])
-    offset = np.concatenate([[1.0], -projection @ centre])
-    return matrix, offset
-
-
-@lru_cache
-def normal_quantiles(num: int) -> Array:
-    """Cut the normal distribution into `num` parts of equal probability; return their middles."""
-    normal = NormalDist()
-    return np.array([normal.inv_cdf((i + 0.5) / num) for i in range(num)])
-
-
-def arm_draws(name: str, *, seed: int, rows_seen: int, num_draws: int) -> Array:
-    """Draw one arm's normals, shape (num_draws,): stratified, in an order of the arm's own.
-
-    Stratified draws make the share of wins a far better estimate than as many free ones.
-    """
-    own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    return np.random.default_rng([seed, rows_seen, own]).permutation(normal_quantiles(num_draws))
