@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         default=0.02,
         ge=0,
         lt=1,
-        description="Probability shared evenly over the arms offered, on every request.",
+        description="Probability explored with on every request, shared over the arms offered.",
     )
     max_prompt_characters: int = Field(
         default=200_000, gt=0, description="Longest prompt accepted, characters."

@@ -35,7 +35,7 @@ class PolicyArtifact:
         encoder_id: Whose contexts it was trained on.
         context_dim: Length of a context.
         cost_ceiling_usd: The tau its costs were clipped and scaled with, USD.
-        exploration_total: Probability it shares evenly over the arms offered.
+        exploration_total: Probability it explores with, shared over the arms offered.
         price_version: The price table it was last trained with.
         seed: What its stored or initial draws came from.
         hyperparameters: Numbers and words the learner was set to.

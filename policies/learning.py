@@ -25,7 +25,7 @@ class LearnerSpec:
         encoder_id: Whose contexts it will see.
         context_dim: Length of a context.
         cost_ceiling_usd: The tau its costs are clipped and scaled with, USD.
-        exploration_total: Probability it shares evenly over the arms offered.
+        exploration_total: Probability it explores with, shared over the arms offered.
         price_version: Version of the price table the arms are from.
         seed: Of initial weights, draws and shuffles.
     """
