@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 # Pseudo-observations behind the guess of each variance.
-STRENGTH: Final = 4.0
+STRENGTH: Final = 1.0
 # A logistic model's own variance is never taken for less: certainty would stop all learning.
 LEAST_VARIANCE: Final = 0.02
 # Pseudo-observations that shrink an arm's noise toward the pool's, and the pool's toward its guess.
@@ -53,7 +53,7 @@ class Guess:
 
 
 # On the logit scale; and of scaled cost, as a departure from list price.
-QUALITY_GUESS: Final = Guess(level=0.5, slope=0.1, shared_slope=0.3, shared_level=1.0, mean=0.0)
+QUALITY_GUESS: Final = Guess(level=0.5, slope=0.02, shared_slope=0.1, shared_level=1.0, mean=0.0)
 COST_GUESS: Final = Guess(level=0.02, slope=0.005, shared_slope=0.02, shared_level=0.25, mean=0.0)
 
 
@@ -87,6 +87,11 @@ class Beliefs:
             own[block], shared[block] = guess.slope, guess.shared_slope
         mean = np.zeros(p)
         mean[0] = guess.mean
+        return cls.with_variances(own, shared, mean=mean, num_arms=num_arms)
+
+    @classmethod
+    def with_variances(cls, own: Array, shared: Array, *, mean: Array, num_arms: int) -> Beliefs:
+        """Believe the same of every arm, as far apart as `own`, `shared` and `mean` say."""
         return cls(
             means=np.tile(mean, (num_arms, 1)),
             covariances=np.tile(np.diag(own + shared), (num_arms, 1, 1)),
@@ -95,6 +100,16 @@ class Beliefs:
             own_variance=own,
             shared_variance=shared,
         )
+
+    def forgetting_slopes(self) -> Beliefs:
+        """Keep levels and all variances, for features that mean something else from now on."""
+        mean = np.zeros_like(self.shared_mean)
+        mean[0] = self.shared_mean[0]
+        fresh = Beliefs.with_variances(
+            self.own_variance, self.shared_variance, mean=mean, num_arms=len(self.means)
+        )
+        fresh.means[:, 0] = self.means[:, 0]
+        return fresh
 
     @classmethod
     def read(cls, weights: Mapping[str, NDArray[Any]], target: str) -> Beliefs:

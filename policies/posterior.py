@@ -47,7 +47,7 @@ MAX_LOGIT_VARIANCE: Final = 4.0
 # Rows to a step of expectation maximisation, and most steps of one update.
 ROWS_A_ROUND: Final = 64
 # How suddenly the sweep ends, and below which share it has ended.
-SWEEP_POWER: Final = 5
+SWEEP_POWER: Final = 6
 LEAST_SWEEP: Final = 1e-3
 # The preferences that an arm's usual gap is averaged over.
 EXPLORED_GRID: Final = preference_grid()
@@ -70,9 +70,10 @@ class PosteriorSettings:
         slope_scale: The same of the slopes'.
         scale_floor: What both shares fall to, of themselves.
         scale_rows: Rows, times the root of the number of arms, at which half of the fall is done.
-        sweep_rows: Rows, times the number of arms to the power of 3/4, at which half of the
-            requests are still part of the sweep.
+        sweep_rows: Rows, times the root of the number of arms, at which half of the requests are
+            still part of the sweep.
         sweep_softness: Gap in reward at which an arm gets half the sweep of the best one.
+        sweep_count: Rows of its own at which an arm gets half the sweep of one that has none.
         gap_softness: Mean gap over all preferences at which an arm gets a quarter of the
             exploration of the best one.
         even_part: Part of the exploration that is shared evenly.
@@ -89,8 +90,9 @@ class PosteriorSettings:
     slope_scale: float = 0.3
     scale_floor: float = 0.2
     scale_rows: float = 200.0
-    sweep_rows: float = 50.0
+    sweep_rows: float = 125.0
     sweep_softness: float = 0.1
+    sweep_count: float = 20.0
     gap_softness: float = 0.02
     even_part: float = 0.1
     num_draws: int = 256
@@ -114,6 +116,7 @@ class OfferedModels:
         price_ratios: List price now by the one the costs were learned at, shape (m,).
         scale: Share of the Thompson deviation of each arm, shape (m,).
         explored: Pmf of the exploration, the same for every request, shape (m,).
+        untried: Weight in the sweep, the larger the fewer rows an arm has, shape (m,).
         draws: Normal draws, shape (num_draws, m).
     """
 
@@ -125,6 +128,7 @@ class OfferedModels:
     price_ratios: Array
     scale: Array
     explored: Array
+    untried: Array
     draws: Array
 
 
@@ -161,7 +165,7 @@ class PosteriorPolicy:
         worth = w * quality - (1.0 - w) * cost
         chosen = win_shares(worth, models.scale * w * np.sqrt(variance), models.draws)
         if self._sweep > 0.0:
-            swept = (self._settings.sweep_softness + _gaps(worth)) ** -1.0
+            swept = models.untried / (self._settings.sweep_softness + _gaps(worth))
             swept /= swept.sum(axis=1, keepdims=True)
             chosen = (1.0 - self._sweep) * chosen + self._sweep * swept
         total = self._artifact.exploration_total
@@ -231,6 +235,7 @@ class PosteriorPolicy:
         listed = scaled_cost(then, cost_ceiling_usd=artifact.cost_ceiling_usd)
         levels = np.clip((listed + cost[:, 0]) * ratios, 0.0, 1.0)
         since = [0 if k is None else self._rows_since(k) for k in arms]
+        own = np.array([0 if k is None else weights["arm_rows"][k] for k in arms])
         draws = [
             self._fresh_draws(arm.name) if k is None else weights["draws"][k]
             for k, arm in zip(arms, offered, strict=True)
@@ -244,6 +249,7 @@ class PosteriorPolicy:
             price_ratios=ratios,
             scale=thompson_scale(np.array(since), len(artifact.arms), self._settings),
             explored=explored_shares(sigmoid(quality[:, 0]), levels, self._settings),
+            untried=1.0 / (self._settings.sweep_count + own),
             draws=np.ascontiguousarray(np.transpose(draws)),
         )
 
@@ -299,7 +305,7 @@ def sweep(artifact: PolicyArtifact) -> float:
     settings, num_arms = PosteriorSettings.read(artifact), max(len(artifact.arms), 1)
     if artifact.exploration_total == 0.0:
         return 0.0
-    rows = float(artifact.weights["rows_seen"][0]) / (settings.sweep_rows * num_arms**0.75)
+    rows = float(artifact.weights["rows_seen"][0]) / (settings.sweep_rows * num_arms**0.5)
     share = 1.0 / (1.0 + rows**SWEEP_POWER)
     return share if share >= LEAST_SWEEP else 0.0
 
@@ -313,7 +319,7 @@ def thompson_scale(rows: NDArray[np.int64], num_arms: int, settings: PosteriorSe
         settings: Floor and speed of the fall.
     """
     done = rows / (settings.scale_rows * max(num_arms, 1) ** 0.5)
-    return np.asarray(settings.scale_floor + (1.0 - settings.scale_floor) / (1.0 + done**3))
+    return np.asarray(settings.scale_floor + (1.0 - settings.scale_floor) / (1.0 + done**4))
 
 
 def _gaps(worth: Array) -> Array:

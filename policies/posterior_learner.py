@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -42,9 +42,9 @@ from policies.reward import scaled_cost
 
 Array = NDArray[np.float64]
 
-# Rows to a step of expectation maximisation, and most steps of one update.
-ROWS_A_ROUND: Final = 64
-MAX_ROUNDS: Final = 4
+# Steps of expectation maximisation of an update, and of one that has new features.
+ROUNDS: Final = 3
+ROUNDS_ANEW: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class PosteriorLearner:
                 **memory.weights(),
                 "list_cost_usd": np.array(listed, dtype=np.float64),
                 "rows_before": np.zeros(len(names), dtype=np.int64),
+                "arm_rows": np.zeros(len(names), dtype=np.int64),
                 "fit_features_at": np.array([settings.min_rows], dtype=np.int64),
             },
         )
@@ -112,6 +113,7 @@ class PosteriorLearner:
                 **memory.weights(),
                 "list_cost_usd": listed,
                 "rows_before": since.astype(np.int64),
+                "arm_rows": _arm_rows(parent, arms, seen),
             },
             training=lineage(parent, seen),
         )
@@ -141,12 +143,20 @@ def _remembered(
     return older.plus(newer, capacity=PosteriorSettings.read(parent).capacity)
 
 
+def _arm_rows(parent: PolicyArtifact, arms: tuple[str, ...], seen: Experience) -> NDArray[np.int64]:
+    """Count the rows of each arm, all that were ever learned from."""
+    before = np.append(parent.weights["arm_rows"], np.zeros(len(arms) - len(parent.arms)))
+    index = {name: k for k, name in enumerate(arms)}
+    new = np.bincount([index[name] for name in seen.arms], minlength=len(arms))
+    return np.asarray(before + new, dtype=np.int64)
+
+
 def _fitted(artifact: PolicyArtifact, memory: Memory, *, new_rows: int) -> PolicyArtifact:
     """Fit features, where that is due, and both models to what is remembered."""
     settings, weights = PosteriorSettings.read(artifact), dict(artifact.weights)
     total = int(weights["rows_seen"][0]) + new_rows
     features = FeatureMap.read(weights)
-    rounds = min(max(new_rows // ROWS_A_ROUND, 1), MAX_ROUNDS)
+    rounds = ROUNDS
     if total >= int(weights["fit_features_at"][0]):
         features = fit_features(
             memory.context,
@@ -155,9 +165,9 @@ def _fitted(artifact: PolicyArtifact, memory: Memory, *, new_rows: int) -> Polic
             kernel_components=settings.kernel_components,
             seed=artifact.seed,
         )
-        weights |= features.weights() | _priors(len(artifact.arms), features)
+        weights |= features.weights() | _forgetting_slopes(weights, features, len(artifact.arms))
         weights["fit_features_at"] = np.array([total + min(total, settings.settled_rows)])
-        rounds = MAX_ROUNDS
+        rounds = ROUNDS_ANEW
     values, arm = features(memory.context.astype(np.float64)), memory.arm.astype(np.int64)
     listed = scaled_cost(weights["list_cost_usd"], cost_ceiling_usd=artifact.cost_ceiling_usd)
     quality, cost = memory.outcome.astype(np.float64).T
@@ -169,6 +179,19 @@ def _fitted(artifact: PolicyArtifact, memory: Memory, *, new_rows: int) -> Polic
             beliefs = fit(beliefs, rows, features.blocks, rounds)
         weights |= beliefs.weights(target)
     return replace(artifact, weights=weights)
+
+
+def _forgetting_slopes(
+    weights: Mapping[str, NDArray[Any]], features: FeatureMap, num_arms: int
+) -> dict[str, NDArray[Any]]:
+    """Keep what does not depend on the features; nothing where there are fewer of them now."""
+    if weights["quality.means"].shape[1] != features.num_features:
+        return _priors(num_arms, features)
+    kept: dict[str, NDArray[Any]] = {}
+    for target in ("quality", "cost"):
+        beliefs = Beliefs.read(weights, target).with_arms(num_arms)
+        kept |= beliefs.forgetting_slopes().weights(target)
+    return kept
 
 
 def _priors(num_arms: int, features: FeatureMap) -> dict[str, NDArray[np.float64]]:
