@@ -15,7 +15,6 @@ from cluster import operate
 from cluster.bench import bench
 from cluster.console import console, print_json, replay_progress
 from cluster.encoders import encoder
-from cluster.environment import prepare_environment
 from cluster.options import default_text, with_settings
 from cluster.settings import Settings
 from pipelines.replay_plan import Stream
@@ -38,9 +37,8 @@ JsonFlag = Annotated[
 ]
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line; a known error is one line on stderr and exit status 2."""
-    prepare_environment()
     try:
         app()
     except RouterError as error:

@@ -21,7 +21,7 @@ START_TIMEOUT_S: Final = 180.0
 STOP_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.05
 # `-P` keeps the present directory off the import path.
-BARP: Final = (sys.executable, "-P", "-c", "from cluster.cli import main; main()")
+BARP: Final = (sys.executable, "-P", "-c", "from cluster.entry import main; main()")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

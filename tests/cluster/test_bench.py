@@ -84,7 +84,7 @@ def test_a_refusal_is_one_line_and_exit_status_2(
         sys, "argv", ["barp", "bench", *given, "--cache-dir", str(tmp_path / "cache")]
     )
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        cli.run()
     assert stopped.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("error ")
