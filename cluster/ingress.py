@@ -80,7 +80,7 @@ def haproxy_environment(folder: Path, binary: str, *, host: str, port: int) -> d
         )
     )
     wrapper.chmod(0o700)
-    metrics_port, stats_port = free_ports(2)
+    metrics_port, stats_port, fallback_port, fallback_grpc_port = free_ports(4)
     return {
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
@@ -90,6 +90,9 @@ def haproxy_environment(folder: Path, binary: str, *, host: str, port: int) -> d
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+        # Serve's Python proxy stands by behind HAProxy, for requests while no replica is there.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc_port),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(THREADS),
     }
 

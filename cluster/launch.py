@@ -25,6 +25,7 @@ import httpx
 import ray
 from pydantic import SecretStr
 from ray import serve
+from ray.exceptions import RayError
 
 from cluster.actors import NAMESPACE, start_actors, stop_actors
 from cluster.application import APP_NAME, build
@@ -232,12 +233,16 @@ def _serve(settings: Settings, ingress: Ingress) -> None:
     # Behind HAProxy nobody but HAProxy needs to reach what Serve itself opens.
     host = LOOPBACK if ingress == "haproxy" else settings.host
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": host, "port": settings.port},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )
-    serve.run(build(settings.model_dump(mode="python")), name=APP_NAME, route_prefix="/")
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": settings.port},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
+        serve.run(build(settings.model_dump(mode="python")), name=APP_NAME, route_prefix="/")
+    except (RayError, RuntimeError) as error:
+        *_, last = str(error).strip().splitlines() or [type(error).__name__]
+        raise LaunchError(f"Ray Serve did not start: {last}") from error
 
 
 def wait_ready(url: str, *, api_key: SecretStr | None, timeout_s: float = READY_TIMEOUT_S) -> None:

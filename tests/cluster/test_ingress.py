@@ -47,6 +47,8 @@ def test_each_instance_has_files_and_ports_of_its_own(tmp_path: Path) -> None:
     assert len(own) == 6
     assert all(Path(one[name]).is_relative_to(folders[0]) for name in own)
     assert all(Path(two[name]).is_relative_to(folders[1]) for name in own)
+    ports = [one[name] for name in one if name.endswith("_PORT")]
+    assert len(ports) == len(set(ports)) == 4
 
 
 def test_free_ports_are_different_ones() -> None:
