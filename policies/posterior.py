@@ -91,7 +91,7 @@ class PosteriorSettings:
     scale_floor: float = 0.2
     scale_rows: float = 200.0
     sweep_rows: float = 125.0
-    sweep_softness: float = 0.1
+    sweep_softness: float = 0.3
     sweep_count: float = 20.0
     gap_softness: float = 0.02
     even_part: float = 0.1

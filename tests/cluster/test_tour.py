@@ -18,7 +18,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 def tour_lines() -> list[str]:
     """Return the commands of the tour in order, continued lines joined."""
-    tour = README.split("## Five minutes with it")[1].split("## The loop")[0]
+    tour = README.split("## Five minutes with it")[1].split("\n## ")[0]
     blocks = re.findall(r"```console\n(.*?)```", tour, flags=re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ") for line in lines]
