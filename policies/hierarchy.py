@@ -12,7 +12,7 @@ preferences.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -195,31 +195,61 @@ class Rows:
 def fit_quality(start: Beliefs, rows: Rows, blocks: Sequence[slice], rounds: int) -> Beliefs:
     """Fit a logistic model; quality may be graded, then it is quasi-binomial.
 
-    Iteratively reweighted least squares, with a step of expectation maximisation in each round.
+    By the bound of Jaakkola and Jordan (2000): each round is a weighted least squares that cannot
+    make the fit worse, however far off it starts, and that rests where the likelihood does.
+    Newton's steps diverge where new rows contradict what was believed. A step of expectation
+    maximisation comes with each round.
 
     Args:
         start: Beliefs to go on from.
         rows: Qualities in [0, 1], at least one.
         blocks: Features that have a variance in common.
-        rounds: How many steps; one is enough where little is new.
+        rounds: How many steps; few are enough where little is new.
     """
     pool = float(np.clip(rows.target.mean(), 0.02, 0.98))
     prior_mean = float(np.log(pool / (1.0 - pool)))
-    shrink_arm, shrink_pool = QUALITY_NOISE
     beliefs = start
     for number in range(rounds + 1):
         logit = rows.predicted(beliefs.means)
-        quality = sigmoid(logit)
-        weight = np.maximum(quality * (1.0 - quality), LEAST_VARIANCE)
-        pearson = (rows.target - quality) ** 2 / weight
-        common = (shrink_pool + pearson.sum()) / (shrink_pool + len(pearson))
-        noise = (shrink_arm * common + rows.by_arm(pearson)) / (shrink_arm + rows.count)
-        sums = rows.sums(weight, logit + (rows.target - quality) / weight)
+        weight, noise = bound_weight(logit), _quality_noise(rows, sigmoid(logit))
+        sums = rows.sums(weight, (rows.target - 0.5) / weight)
         last = number == rounds
-        beliefs = _step(
-            beliefs, *sums, np.clip(noise, 0.05, 1.5), prior_mean, QUALITY_GUESS, blocks, last=last
-        )
-    return beliefs
+        beliefs = _step(beliefs, *sums, noise, prior_mean, QUALITY_GUESS, blocks, last=last)
+    return _with_exact_curvature(beliefs, rows, prior_mean, blocks)
+
+
+def bound_weight(logit: Array) -> Array:
+    """Return the curvature of the quadratic bound on the logistic likelihood that touches here.
+
+    >>> bound_weight(np.array([0.0, 2.0])).round(4)
+    array([0.25  , 0.1904])
+    """
+    size = np.maximum(np.abs(logit), 1e-6)
+    return np.asarray(np.tanh(size / 2.0) / (2.0 * size))
+
+
+def _with_exact_curvature(
+    beliefs: Beliefs, rows: Rows, prior_mean: float, blocks: Sequence[slice]
+) -> Beliefs:
+    """State covariances by the likelihood's own curvature: the bound's is too sure of itself."""
+    logit = rows.predicted(beliefs.means)
+    quality = sigmoid(logit)
+    sums = rows.sums(np.maximum(quality * (1.0 - quality), LEAST_VARIANCE), logit)
+    noise = _quality_noise(rows, quality)
+    exact = _step(beliefs, *sums, noise, prior_mean, QUALITY_GUESS, blocks, last=True)
+    return replace(
+        beliefs, covariances=exact.covariances, shared_covariance=exact.shared_covariance
+    )
+
+
+def _quality_noise(rows: Rows, quality: Array) -> Array:
+    """Estimate how much wider than binomial each arm's outcomes spread, shape (K,)."""
+    shrink_arm, shrink_pool = QUALITY_NOISE
+    variance = np.maximum(quality * (1.0 - quality), LEAST_VARIANCE)
+    pearson = (rows.target - quality) ** 2 / variance
+    common = (shrink_pool + pearson.sum()) / (shrink_pool + len(pearson))
+    noise = (shrink_arm * common + rows.by_arm(pearson)) / (shrink_arm + rows.count)
+    return np.asarray(np.clip(noise, 0.05, 1.5))
 
 
 def fit_cost(start: Beliefs, rows: Rows, blocks: Sequence[slice], rounds: int) -> Beliefs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -116,3 +118,38 @@ def test_outcomes_that_are_all_the_same_stay_finite(quality: float) -> None:
     found = fit_quality(prior(2), rows, BLOCKS, rounds=20)
     assert np.isfinite(found.means).all()
     assert np.linalg.eigvalsh(found.covariances).min() > 0
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3, 8])
+def test_rows_that_contradict_what_was_believed_are_believed_and_no_more(rounds: int) -> None:
+    """A model that was near perfect is suddenly near useless: no step may overshoot."""
+    rng = np.random.default_rng(0)
+    features = np.hstack([np.ones((300, 1)), rng.normal(size=(300, 4)) / 2**0.5])
+    arm = np.zeros(300, dtype=np.int64)
+
+    def rows(share: float) -> Rows:
+        quality = (rng.random(300) < share).astype(np.float64)
+        return Rows.sorted(features, arm, quality, num_arms=1)
+
+    sure = fit_quality(prior(1), rows(0.99), BLOCKS, rounds=12)
+    found = fit_quality(sure, rows(0.1), BLOCKS, rounds=rounds)
+    expected = sigmoid(features @ found.means[0])
+    assert 0.02 < expected.mean() < 0.6
+    if rounds == 8:
+        assert expected.mean() == pytest.approx(0.1, abs=0.04)
+
+
+def test_rounds_never_make_the_fit_worse() -> None:
+    rows, _ = world(arms=3, rows=500, own=1.0, seed=4)
+    upside_down = Rows.sorted(rows.features, rows.arm, 1.0 - rows.target, num_arms=3)
+    start = fit_quality(prior(3), upside_down, BLOCKS, rounds=15)
+
+    def loss(found: Beliefs) -> float:
+        quality = np.clip(sigmoid(rows.predicted(found.means)), 1e-9, 1 - 1e-9)
+        return float(
+            -(rows.target * np.log(quality) + (1 - rows.target) * np.log(1 - quality)).sum()
+        )
+
+    losses = [loss(fit_quality(start, rows, BLOCKS, rounds=n)) for n in range(6)]
+    assert losses[0] < loss(start)
+    assert all(after <= before + 1.0 for before, after in itertools.pairwise(losses))
