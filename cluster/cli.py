@@ -86,7 +86,7 @@ def replay(
     source: Annotated[
         str, typer.Argument(help="`paretobandit`, a wide .parquet file or a RouterBench .csv.")
     ] = "paretobandit",
-    url: operate.UrlOption = operate.DEFAULT_URL,
+    url: operate.UrlOption = None,
     key: operate.KeyOption = None,
     rate: Annotated[float, typer.Option(help="Requests per second; 0 is as fast as it goes.")] = 50,
     limit: Annotated[int, typer.Option(help="Prompts to play at most; 0 plays all.")] = 0,
@@ -101,13 +101,14 @@ def replay(
     json: JsonFlag = False,
 ) -> None:
     """Play recorded real outcomes as live traffic against a running service."""
+    from cluster.client import announced_url
     from cluster.demo_report import show_replay
     from pipelines.outcomes import load_outcomes
     from pipelines.replay import Replay
 
     play = Replay(
         load_outcomes(source),
-        url,
+        url or announced_url(),
         requests=limit,
         rate_per_s=rate,
         delay_s=(0.0, delay),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
 
 import httpx
+import psutil
 
+from cluster.options import load_settings
 from policies.errors import RouterError
 
 TIMEOUT_S: Final = 30.0
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+# Where a service leaves its address, in its state folder.
+SERVICE_FILE: Final = "service.json"
 
 
 class ServiceError(RouterError):
@@ -22,7 +28,9 @@ class ServiceError(RouterError):
 class ServiceClient:
     """Calls one service; every refusal becomes a ServiceError with the service's own words."""
 
-    def __init__(self, url: str, *, api_key: str | None = None) -> None:
+    def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
+        """Take its base URL; None asks the state folder, see `announced_url`."""
+        url = url or announced_url()
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
@@ -50,6 +58,10 @@ class ServiceClient:
         """Add a model, or replace its prices."""
         return self._call("PUT", f"/v1/models/{quote(name)}", prices)
 
+    def patch_model(self, name: str, prices: dict[str, Any]) -> Any:
+        """Change some prices of a model."""
+        return self._call("PATCH", f"/v1/models/{quote(name)}", prices)
+
     def delete_model(self, name: str) -> Any:
         """Take a model off the table."""
         return self._call("DELETE", f"/v1/models/{quote(name)}", None)
@@ -67,6 +79,20 @@ class ServiceClient:
         if answer.is_error:
             raise ServiceError(_refusal(answer), field=path, value=answer.status_code)
         return answer.json()
+
+
+def announced_url() -> str:
+    """Return where the service of this state folder listens, or the usual address without one.
+
+    What a service that was killed has left behind is not believed.
+    """
+    try:
+        found = json.loads((load_settings().state_dir / SERVICE_FILE).read_bytes())
+        if psutil.pid_exists(int(found["pid"])):
+            return str(found["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return DEFAULT_URL
+    return DEFAULT_URL
 
 
 def _refusal(answer: httpx.Response) -> str:

@@ -28,6 +28,7 @@ for word in "$@"; do
   if [ "$previous" = -f ]; then
     sed -i -E -e 's/^( *bind) [*]?:/\\1 {loopback}:/' \\
       -e 's/^( *bind) {inside}$/\\1 {outside}/' \\
+      -e 's/^( *stats socket .*) mode 666/\\1 mode 600/' \\
       -e '/^frontend http_frontend/a http-request set-header {watch_header} ?1' "$word"
   fi
   previous=$word
@@ -69,7 +70,11 @@ def haproxy_environment(folder: Path, binary: str, *, host: str, port: int) -> d
         host: Address the service listens on.
         port: Its TCP port.
     """
-    wrapper = folder / "haproxy"
+    # Ray opens its session folder to all users of the machine; whoever can write to HAProxy's
+    # socket or in its folder can send requests, keys included, wherever they like.
+    folder = folder / "haproxy"
+    folder.mkdir(mode=0o700)
+    wrapper = folder / "run"
     wrapper.write_text(
         WRAPPER.format(
             binary=shlex.quote(binary),

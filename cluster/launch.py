@@ -29,13 +29,13 @@ from ray.exceptions import RayError
 
 from cluster.actors import NAMESPACE, start_actors, stop_actors
 from cluster.application import APP_NAME, build
+from cluster.client import SERVICE_FILE
 from cluster.ingress import LOOPBACK, available_ingress, prepare_ingress
 from cluster.settings import Ingress, Settings, places, resolved
 from policies.artifact import write_atomically
 from policies.encoder_files import ENCODER_FILE, EncoderKind, checked_manifest
 from policies.errors import RouterError
 
-SERVICE_FILE: Final = "service.json"
 READY_TIMEOUT_S: Final = 120.0
 LOOPBACK_HOSTS: Final = frozenset({LOOPBACK, "localhost", "::1"})
 INGRESS_NAMES: Final = {"haproxy": "HAProxy", "python": "Serve's own proxy"}

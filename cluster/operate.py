@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,9 +11,14 @@ from rich.table import Table
 from cluster.client import ServiceClient
 from cluster.console import console, print_json
 
-DEFAULT_URL: Final = "http://127.0.0.1:8000"
-
-UrlOption = Annotated[str, typer.Option(envvar="BARP_URL", help="Base URL of the service.")]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="BARP_URL",
+        help="Base URL of the service; without it the one that runs on this state folder, "
+        "else http://127.0.0.1:8000.",
+    ),
+]
 KeyOption = Annotated[
     str | None, typer.Option(envvar="BARP_API_KEY", help="API key, where the service asks for one.")
 ]
@@ -27,9 +32,7 @@ models = typer.Typer(help="List, add, price and remove models.", no_args_is_help
 
 
 @versions.command("list")
-def list_versions(
-    url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False
-) -> None:
+def list_versions(url: UrlOption = None, key: KeyOption = None, json: JsonOption = False) -> None:
     """List every version, newest first, with aliases and held-out estimates."""
     with ServiceClient(url, api_key=key) as client:
         answer = client.get("/v1/versions")
@@ -51,7 +54,7 @@ def list_versions(
 def promote(
     version: Annotated[int, typer.Argument(help="Version number.", min=1)],
     why: WhyOption = "promoted by hand",
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -68,7 +71,7 @@ def rollback(
         int | None, typer.Option(help="Version number; without it the previous champion.", min=1)
     ] = None,
     why: WhyOption = "rolled back by hand",
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -80,7 +83,7 @@ def rollback(
 
 
 @versions.command("history")
-def history(url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False) -> None:
+def history(url: UrlOption = None, key: KeyOption = None, json: JsonOption = False) -> None:
     """List every move of the champion alias: when, who, why."""
     with ServiceClient(url, api_key=key) as client:
         answer = client.get("/v1/versions/history")
@@ -94,9 +97,7 @@ def history(url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOptio
 
 
 @models.command("list")
-def list_models(
-    url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False
-) -> None:
+def list_models(url: UrlOption = None, key: KeyOption = None, json: JsonOption = False) -> None:
     """List the models on offer and what they charge."""
     with ServiceClient(url, api_key=key) as client:
         answer = client.get("/v1/models")
@@ -114,23 +115,35 @@ def list_models(
 @models.command("put")
 def put_model(
     name: Annotated[str, typer.Argument(help="Model name, as your gateway calls it.")],
-    input_usd_per_mtok: Annotated[float, typer.Option(help="USD per million tokens in.")] = 0.0,
-    output_usd_per_mtok: Annotated[float, typer.Option(help="USD per million tokens out.")] = 0.0,
-    usd_per_call: Annotated[float, typer.Option(help="USD per call on top.")] = 0.0,
-    typical_output_tokens: Annotated[int, typer.Option(help="Usual answer length, tokens.")] = 256,
-    url: UrlOption = DEFAULT_URL,
+    input_usd_per_mtok: Annotated[
+        float | None, typer.Option(help="USD per million tokens in.")
+    ] = None,
+    output_usd_per_mtok: Annotated[
+        float | None, typer.Option(help="USD per million tokens out.")
+    ] = None,
+    usd_per_call: Annotated[float | None, typer.Option(help="USD per call on top.")] = None,
+    typical_output_tokens: Annotated[
+        int | None, typer.Option(help="Usual answer length, tokens; 256 for a new model.")
+    ] = None,
+    url: UrlOption = None,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Add a model, or change what it charges; counts from the next request on."""
-    prices = {
+    """Add a model, or change what it charges; counts from the next request on.
+
+    What is left out stays as it is, and is 0 for a new model.
+    """
+    given = {
         "input_usd_per_mtok": input_usd_per_mtok,
         "output_usd_per_mtok": output_usd_per_mtok,
         "usd_per_call": usd_per_call,
         "typical_output_tokens": typical_output_tokens,
     }
+    prices = {field: value for field, value in given.items() if value is not None}
     with ServiceClient(url, api_key=key) as client:
-        answer = client.put_model(name, prices)
+        known = {model["name"] for model in client.get("/v1/models")["models"]}
+        change = client.patch_model if name in known else client.put_model
+        answer = change(name, prices)
     console.print(f"{name} is on price table {answer['price_version']}")
     if json:
         print_json(answer)
@@ -139,7 +152,7 @@ def put_model(
 @models.command("remove")
 def remove_model(
     name: Annotated[str, typer.Argument(help="Model name.")],
-    url: UrlOption = DEFAULT_URL,
+    url: UrlOption = None,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -151,7 +164,7 @@ def remove_model(
         print_json(answer)
 
 
-def status(url: UrlOption = DEFAULT_URL, key: KeyOption = None, json: JsonOption = False) -> None:
+def status(url: UrlOption = None, key: KeyOption = None, json: JsonOption = False) -> None:
     """Show what the service holds: champion, replicas, ledger, trainer."""
     with ServiceClient(url, api_key=key) as client:
         answer = client.get("/v1/status")

@@ -15,7 +15,8 @@ from typing import Final
 
 import psutil
 
-from cluster.launch import SERVICE_FILE, LaunchError
+from cluster.client import SERVICE_FILE
+from cluster.launch import LaunchError
 
 START_TIMEOUT_S: Final = 180.0
 STOP_TIMEOUT_S: Final = 90.0

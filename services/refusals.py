@@ -159,13 +159,18 @@ def _kind_of(path: Sequence[str]) -> type[InvalidRequest]:
     return InvalidWeights if "preference" in path else InvalidRequest
 
 
+_CONTAINER_COMPLAINTS: Final = ("model_type", "model_attributes_type", "dict_type", "list_type")
+
+
 def _repeatable(complaint: Mapping[str, Any], path: Sequence[str]) -> object:
     """Return the value complained of, unless it is, or may hold, a prompt."""
     value = complaint["input"]
     if isinstance(value, int | float):
         return value
     unnamed = all(isinstance(step, int) for step in complaint["loc"])
-    hidden = unnamed or complaint["type"] == "extra_forbidden" or _SECRET_FIELDS.intersection(path)
+    # Text where an object or a list was wanted is likely to be somebody's prompt.
+    misplaced = complaint["type"] in ("extra_forbidden", *_CONTAINER_COMPLAINTS)
+    hidden = unnamed or misplaced or _SECRET_FIELDS.intersection(path)
     return value if isinstance(value, str) and not hidden else None
 
 

@@ -250,7 +250,9 @@ class MoveIn(_Strict):
 class RollbackIn(MoveIn):
     """Where to go back to."""
 
-    to: int | None = Field(default=None, ge=1, description="Version; else the previous champion.")
+    to: int | None = Field(
+        default=None, ge=1, le=2**31 - 1, description="Version; else the previous champion."
+    )
 
 
 class ErrorDetail(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from cluster.ingress import free_ports, haproxy_environment
 
 # The four ways that Ray 2.60 binds, ray/serve/_private/haproxy_templates.py.
-CONFIGURATION = """frontend prometheus
+CONFIGURATION = """global
+    stats socket /tmp/admin.sock mode 666 level admin expose-fd listeners
+frontend prometheus
     bind :9101
 frontend http_frontend
     bind 127.0.0.1:8000
@@ -35,6 +38,8 @@ def test_only_the_front_door_opens_where_the_service_listens(tmp_path: Path, hos
 
     assert done.stdout.split() == command[1:]
     binds = [line.split()[1] for line in configuration.read_text().splitlines() if "bind" in line]
+    assert " mode 600 level admin" in configuration.read_text()
+    assert stat.S_IMODE((tmp_path / "haproxy").stat().st_mode) == 0o700
     assert binds == ["127.0.0.1:9101", f"{host}:8000", "127.0.0.1:9000", "127.0.0.1:8404"]
 
 

@@ -179,6 +179,9 @@ def test_bad_route_is_refused_by_name(
         {"messages": [{"role": 1, "content": SECRET_TEXT}]},
         {"messages": [{"role": "user", "content": {"text": SECRET_TEXT}}]},
         {"messages": SECRET_TEXT},
+        {"requests": SECRET_TEXT},
+        {"requests": [SECRET_TEXT]},
+        {"prompt": 1, "preference": SECRET_TEXT},
         [SECRET_TEXT],
         SECRET_TEXT,
     ],
@@ -235,6 +238,12 @@ def test_unknown_paths_and_methods_have_the_error_body(replica: Replica) -> None
     ):
         answer = replica.call(method, path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_version_no_database_can_hold_is_refused_by_name(replica: Replica) -> None:
+    answer = replica.call("POST", "/v1/versions/rollback", json={"to": 2**63})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "to"
 
 
 def test_a_key_guards_every_path_but_healthz() -> None:

@@ -1,0 +1,40 @@
+"""The command line finds the service of its state folder, and believes no leftover."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.client import DEFAULT_URL, SERVICE_FILE, ServiceClient, ServiceError, announced_url
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BARP_STATE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_a_running_service_is_found(state_dir: Path) -> None:
+    left = {"url": "http://127.0.0.1:1234", "pid": os.getpid()}
+    (state_dir / SERVICE_FILE).write_text(json.dumps(left))
+    assert announced_url() == "http://127.0.0.1:1234"
+
+
+@pytest.mark.parametrize(
+    "left", ["", "[]", "{}", '{"url": "http://127.0.0.1:1234", "pid": 999999999}', None]
+)
+def test_what_a_killed_service_left_is_not_believed(state_dir: Path, left: str | None) -> None:
+    if left is not None:
+        (state_dir / SERVICE_FILE).write_text(left)
+    assert announced_url() == DEFAULT_URL
+
+
+def test_an_address_that_is_given_wins(state_dir: Path) -> None:
+    with (
+        ServiceClient("http://127.0.0.1:9") as client,
+        pytest.raises(ServiceError, match="http://127.0.0.1:9"),
+    ):
+        client.get("/v1/status")
