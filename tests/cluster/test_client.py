@@ -35,6 +35,6 @@ def test_what_a_killed_service_left_is_not_believed(state_dir: Path, left: str |
 def test_an_address_that_is_given_wins(state_dir: Path) -> None:
     with (
         ServiceClient("http://127.0.0.1:9") as client,
-        pytest.raises(ServiceError, match="http://127.0.0.1:9"),
+        pytest.raises(ServiceError, match=r"http://127\.0\.0\.1:9"),
     ):
         client.get("/v1/status")
