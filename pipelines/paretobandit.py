@@ -103,9 +103,9 @@ def shipped_features(context_dim: int) -> tuple[Array, Array]:
     return matrix, np.append(seen[0], 1.0)
 
 
-def _no_text(text: str) -> Array:
-    """Refuse: contexts are encoded already."""
-    raise NotImplementedError(text[:0])
+def _no_text(_text: str) -> Array:
+    """Refuse, as it wants an encoder although contexts are encoded already."""
+    raise TypeError("ParetoBandit asked for a text to be encoded: contexts are encoded already")
 
 
 def _listed(arm: Arm) -> dict[str, float]:
