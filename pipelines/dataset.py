@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from policies.artifact import write_atomically
 from policies.errors import RouterError
-from policies.interaction import INTERACTION_SCHEMA
+from policies.interaction import INTERACTION_SCHEMA, of_this_release
 
 # Some 40 MB with contexts of 384 numbers: what an export holds in memory at once.
 MAX_PART_ROWS: Final = 20_000
@@ -165,8 +165,8 @@ def _read_part(part: Part) -> pa.Table:
     """Read one part and see that it holds what its name says; raises DamagedDataset."""
     try:
         rows = pq.read_table(part.path, partitioning=None, page_checksum_verification=True)
-        rows = rows.cast(INTERACTION_SCHEMA)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        rows = of_this_release(rows)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise DamagedDataset(
             f"{part.path.name} cannot be read: {error}"[:300], field="interactions"
         ) from error

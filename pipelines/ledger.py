@@ -20,7 +20,7 @@ from pipelines import ledger_sql as sql
 from pipelines.joining import Group
 from pipelines.ledger_prices import insert_prices, select_price_history, select_prices
 from pipelines.ledger_rows import MICROSECONDS, decision_json, decision_rows, interaction_table
-from pipelines.schema import is_durable, metadata, open_engine
+from pipelines.schema import create_missing, is_durable, open_engine
 from policies.arms import PriceTable
 from policies.errors import InvalidRequest, Unavailable, UnknownArm
 from policies.interaction import JoinStatus, LedgerCounts, Outcome
@@ -253,7 +253,7 @@ class Ledger:
         with self._preparing:
             if self._prepared:
                 return
-            metadata.create_all(self._engine)
+            create_missing(self._engine)
             with self._engine.begin() as connection:
                 sql.ensure_rows(connection, self._shard)
             self._prepared = True

@@ -1,4 +1,4 @@
-"""Pushes the champion and the prices, as one pair, to every replica that listens.
+"""Pushes champion, canary and prices, as one set, to every replica that listens.
 
 A replica holds one long-poll call; the same call acknowledges what it holds. What was announced
 last is also a file beside the artifacts, so that nothing is lost with this process.
@@ -22,7 +22,7 @@ from pipelines.replicas import Replicas
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.errors import ArtifactError, Unavailable
-from policies.publication import Publication, read_pointer, write_pointer
+from policies.publication import Canary, Publication, read_pointer, write_pointer
 from policies.versions import Rollout
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class PublisherStatus:
     Attributes:
         revision: The publication announced last, 0 where there was none.
         version: The policy version in it.
+        canary: The version on trial in it, None where there is none.
+        canary_share: The share of requests it decides, 0 without one.
         price_version: The price table in it.
         published_at: When, seconds since the epoch, UTC.
         replicas: Revision held, by id of each live replica.
@@ -51,6 +53,8 @@ class PublisherStatus:
 
     revision: int
     version: int | None
+    canary: int | None
+    canary_share: float
     price_version: int
     published_at: float | None
     replicas: Mapping[str, int]
@@ -95,6 +99,8 @@ class Publisher:
             publication = read_pointer(self._folder)
             if publication is not None:
                 publication.artifact()
+                if publication.canary is not None:
+                    publication.canary.artifact()
         except ArtifactError as error:
             self._error = str(error)
             logger.error("pointer not restored, waiting for the registry: %s", error)
@@ -103,12 +109,15 @@ class Publisher:
             self._prices = publication.prices
             self._hold(publication)
 
-    async def publish(self, version: int, files: Mapping[str, bytes]) -> int:
+    async def publish(
+        self, version: int, files: Mapping[str, bytes], canary: Canary | None = None
+    ) -> int:
         """Announce a policy version with the prices of now.
 
         Args:
             version: The version's number.
             files: Its artifact's files by name.
+            canary: The version on trial beside it; None ends a trial.
 
         Returns:
             The revision it is announced as; the present one where nothing changed.
@@ -118,10 +127,12 @@ class Publisher:
             Unavailable: The pointer cannot be written; nothing changed.
         """
         PolicyArtifact.from_files(files)
+        if canary is not None:
+            canary.artifact()
         async with self._writing:
             current = self._current
-            if current is None or current.version != version or current.files != files:
-                await self._announce(version, files, self._prices)
+            if current is None or _deciding(current) != (version, files, canary):
+                await self._announce(version, files, canary, self._prices)
             return self._last_revision
 
     async def publish_prices(self, prices: PriceTable) -> int:
@@ -136,7 +147,7 @@ class Publisher:
         async with self._writing:
             if prices.version > self._prices.version:
                 if self._current is not None:
-                    await self._announce(self._current.version, self._current.files, prices)
+                    await self._announce(*_deciding(self._current), prices)
                 self._prices = prices
             return self._last_revision
 
@@ -181,6 +192,8 @@ class Publisher:
         return PublisherStatus(
             revision=self._last_revision,
             version=None if current is None else current.version,
+            canary=None if current is None or current.canary is None else current.canary.version,
+            canary_share=0.0 if current is None or current.canary is None else current.canary.share,
             price_version=self._prices.version,
             published_at=None if current is None else current.published_at,
             replicas=self._replicas.holding(),
@@ -188,12 +201,19 @@ class Publisher:
             error=self._error,
         )
 
-    async def _announce(self, version: int, files: Mapping[str, bytes], prices: PriceTable) -> None:
+    async def _announce(
+        self,
+        version: int,
+        files: Mapping[str, bytes],
+        canary: Canary | None,
+        prices: PriceTable,
+    ) -> None:
         """Write the pointer, then wake every poll; `_writing` is held."""
         publication = Publication(
             revision=self._last_revision + 1,
             version=version,
             files=dict(files),
+            canary=canary,
             prices=prices,
             published_at=self._clock(),
         )
@@ -222,10 +242,15 @@ class Publisher:
             if have > self._last_revision:
                 self._last_revision = have
                 if self._current is not None:
-                    await self._announce(self._current.version, self._current.files, self._prices)
+                    await self._announce(*_deciding(self._current), self._prices)
 
     def _is_newer_than(self, have: int) -> bool:
         return self._payload is not None and self._last_revision > have
+
+
+def _deciding(publication: Publication) -> tuple[int, Mapping[str, bytes], Canary | None]:
+    """Return what decides in a publication: version, its files, and the version on trial."""
+    return publication.version, publication.files, publication.canary
 
 
 def _write(folder: Path, publication: Publication) -> None:
@@ -250,9 +275,11 @@ class PublisherActor:
     async def ready(self) -> None:
         """Return once this actor answers."""
 
-    async def publish(self, version: int, files: dict[str, bytes]) -> int:
+    async def publish(
+        self, version: int, files: dict[str, bytes], canary: Canary | None = None
+    ) -> int:
         """See `Publisher.publish`."""
-        return await self._publisher.publish(version, files)
+        return await self._publisher.publish(version, files, canary)
 
     async def publish_prices(self, prices: PriceTable) -> int:
         """See `Publisher.publish_prices`."""

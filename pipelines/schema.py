@@ -24,10 +24,12 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    inspect,
     make_url,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.schema import CreateColumn
 
 from policies.errors import Unavailable
 
@@ -57,6 +59,9 @@ decisions = Table(
     Column("arm", Text, nullable=False),
     Column("propensity", Double, nullable=False),
     Column("policy_version", Integer, nullable=False),
+    Column("champion_version", Integer),
+    Column("canary_version", Integer),
+    Column("canary_share", Double, nullable=False, server_default=text("0")),
     Column("price_version", Integer, nullable=False),
     Column("closes_at", BigInteger, nullable=False),
 )
@@ -134,7 +139,7 @@ sequence = Table(
 
 
 def open_engine(url: str) -> Engine:
-    """Get ready to connect to a database; `metadata.create_all` creates what is missing in it.
+    """Get ready to connect to a database; `create_missing` creates what is missing in it.
 
     Args:
         url: SQLAlchemy URL, `sqlite:///path` or `postgresql+psycopg://...`.
@@ -156,6 +161,19 @@ def open_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def create_missing(engine: Engine) -> None:
+    """Create the tables that are missing, and the columns that tables of an older release lack."""
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        present = inspect(connection)
+        for table in metadata.sorted_tables:
+            known = {column["name"] for column in present.get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in known:
+                    definition = CreateColumn(column).compile(dialect=engine.dialect)
+                    connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
 
 
 def is_durable(connection: Connection) -> bool:

@@ -37,6 +37,9 @@ DECISION_SCHEMA: Final = pa.schema(
         pa.field("arm", pa.string(), nullable=False),
         pa.field("propensity", pa.float64(), nullable=False),
         pa.field("policy_version", pa.int32(), nullable=False),
+        pa.field("champion_version", pa.int32()),
+        pa.field("canary_version", pa.int32()),
+        pa.field("canary_share", pa.float64(), nullable=False),
         pa.field("price_version", pa.int32(), nullable=False),
     ]
 )
@@ -69,11 +72,16 @@ class Decision:
         context: The encoded prompt as used, float32, shape (context_dim,).
         encoder_id: Which encoder made the context.
         arms_offered: Names of the arms it could have gone to, shape (num_offered,).
-        pmf: Probability of each of them, the very one sampled from, float64, (num_offered,).
+        pmf: Probability of each of them, float64, (num_offered,): while a canary runs, the mixture
+            of both versions' by `canary_share`, since a salted hash picks who draws.
         arm: The one it went to.
         propensity: `pmf` at `arm`.
-        policy_version: Which version decided.
+        policy_version: Which version drew.
         price_version: Which price table it was decided under.
+        champion_version: The champion that a canary ran beside; None without one, where
+            `policy_version` is the champion.
+        canary_version: The canary that ran, whoever of the two drew; None without one.
+        canary_share: Probability that the canary draws, 0 without one.
     """
 
     decision_id: str
@@ -91,6 +99,9 @@ class Decision:
     propensity: float
     policy_version: int
     price_version: int
+    champion_version: int | None = None
+    canary_version: int | None = None
+    canary_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +193,20 @@ class LedgerCounts:
     expired: int
     interactions: int
     last_seq: int
+
+
+def of_this_release(rows: pa.Table) -> pa.Table:
+    """Give interactions that an older release wrote the columns they lack: no canary ran then.
+
+    Raises:
+        pa.ArrowInvalid: They are no interactions, even so.
+    """
+    for name in ("champion_version", "canary_version", "canary_share"):
+        if name not in rows.column_names:
+            field = INTERACTION_SCHEMA.field(name)
+            value = None if field.nullable else 0.0
+            rows = rows.append_column(field, pa.array([value] * len(rows), field.type))
+    return rows.select(INTERACTION_SCHEMA.names).cast(INTERACTION_SCHEMA)
 
 
 def decisions_to_batch(decisions: Sequence[Decision]) -> pa.RecordBatch:

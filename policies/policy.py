@@ -130,6 +130,22 @@ def mix_exploration(probs: NDArray[np.float64], *, exploration_total: float) -> 
     return np.asarray(mixed / mixed.sum(), dtype=np.float64)
 
 
+def mix_canary(
+    champion: NDArray[np.float64], canary: NDArray[np.float64], *, share: float
+) -> NDArray[np.float64]:
+    """Return the pmf of a draw that a canary makes with a given probability.
+
+    Args:
+        champion: The champion's probabilities, shape (..., num_offered).
+        canary: The canary's, of the same shape.
+        share: Probability in [0, 1] that the canary draws.
+
+    >>> mix_canary(np.array([1.0, 0.0]), np.array([0.0, 1.0]), share=0.25)
+    array([0.75, 0.25])
+    """
+    return np.asarray((1.0 - share) * champion + share * canary, dtype=np.float64)
+
+
 def all_on(index: int, num_arms: int) -> NDArray[np.float64]:
     """Return the pmf that always takes one arm, shape (num_arms,).
 

@@ -1,4 +1,4 @@
-"""What the publisher pushes and every replica holds: a champion and the prices, as one pair."""
+"""What the publisher pushes and every replica holds: champion, canary and prices, as one set."""
 
 from __future__ import annotations
 
@@ -10,9 +10,38 @@ from typing import Any, Final
 
 from policies.arms import PriceTable
 from policies.artifact import FILES, PolicyArtifact, write_atomically
-from policies.errors import ArtifactError
+from policies.errors import ArtifactError, InvalidRequest
 
 POINTER_FILE: Final = "champion.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canary:
+    """A version on trial: it decides for a share of the requests.
+
+    Attributes:
+        version: Its number.
+        files: Its artifact's files by name.
+        share: Probability that it decides for a unit, a session or else a request, in (0, 1).
+    """
+
+    version: int
+    files: Mapping[str, bytes]
+    share: float
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is no trial; raises InvalidRequest."""
+        if not 0.0 < self.share < 1.0:
+            raise InvalidRequest(
+                f"share={self.share} must be between 0 and 1",
+                field="share",
+                value=self.share,
+                allowed="more than 0, less than 1",
+            )
+
+    def artifact(self) -> PolicyArtifact:
+        """Read the policy; raises ArtifactError."""
+        return PolicyArtifact.from_files(self.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +54,7 @@ class Publication:
         files: The policy artifact's files by name.
         prices: The arms and what they charge.
         published_at: When, seconds since the epoch, UTC.
+        canary: The version on trial beside it, None where there is none.
     """
 
     revision: int
@@ -32,6 +62,7 @@ class Publication:
     files: Mapping[str, bytes]
     prices: PriceTable
     published_at: float
+    canary: Canary | None = None
 
     def artifact(self) -> PolicyArtifact:
         """Read the policy; raises ArtifactError."""
@@ -39,15 +70,15 @@ class Publication:
 
 
 def write_pointer(folder: Path, publication: Publication) -> None:
-    """Leave a publication on disk: artifact folder first, then the pointer that names it."""
-    target = folder / f"v{publication.version}"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, content in publication.files.items():
-        write_atomically(target / name, content)
+    """Leave a publication on disk: artifact folders first, then the pointer that names them."""
+    canary = publication.canary
+    _write_files(folder, publication.version, publication.files)
+    if canary is not None:
+        _write_files(folder, canary.version, canary.files)
     pointer: dict[str, Any] = {
         "revision": publication.revision,
         "version": publication.version,
-        "folder": target.name,
+        "canary": None if canary is None else {"version": canary.version, "share": canary.share},
         "prices": publication.prices.to_json(),
         "published_at": publication.published_at,
     }
@@ -65,14 +96,29 @@ def read_pointer(folder: Path) -> Publication | None:
         return None
     try:
         pointer = json.loads(path.read_bytes())
-        target = folder / pointer["folder"]
-        files = {name: (target / name).read_bytes() for name in FILES}
+        canary = pointer["canary"]
         return Publication(
             revision=pointer["revision"],
             version=pointer["version"],
-            files=files,
+            files=_read_files(folder, pointer["version"]),
             prices=PriceTable.from_json(pointer["prices"]),
             published_at=pointer["published_at"],
+            canary=None
+            if canary is None
+            else Canary(files=_read_files(folder, canary["version"]), **canary),
         )
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ArtifactError(f"{path.name} cannot be read: {error!r}", field=path.name) from error
+
+
+def _write_files(folder: Path, version: int, files: Mapping[str, bytes]) -> None:
+    """Leave a version's files in a folder of its own."""
+    target = folder / f"v{version}"
+    target.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomically(target / name, content)
+
+
+def _read_files(folder: Path, version: int) -> dict[str, bytes]:
+    """Read a version's files back."""
+    return {name: (folder / f"v{version}" / name).read_bytes() for name in FILES}

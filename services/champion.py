@@ -1,4 +1,4 @@
-"""The policy and prices a replica decides with: pushed to it, swapped by one assignment."""
+"""The policies and prices a replica decides with: pushed to it, swapped by one assignment."""
 
 from __future__ import annotations
 
@@ -26,8 +26,23 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedCanary:
+    """A version on trial, ready to decide for its share of the requests.
+
+    Attributes:
+        version: Its number.
+        policy: The loaded policy.
+        share: Probability that it decides for a unit.
+    """
+
+    version: int
+    policy: Policy
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Champion:
-    """What decides now, as one value: policy and prices never come from two publications.
+    """What decides now, as one value: policies and prices never come from two publications.
 
     Attributes:
         revision: The publication it came from.
@@ -35,6 +50,7 @@ class Champion:
         policy: The loaded policy.
         prices: The arms and what they charge.
         swapped_at: When this replica took it over, seconds since the epoch.
+        canary: The version on trial beside it, None where there is none.
     """
 
     revision: int
@@ -42,6 +58,7 @@ class Champion:
     policy: Policy
     prices: PriceTable
     swapped_at: float
+    canary: LoadedCanary | None = None
 
 
 class ChampionSource:
@@ -150,30 +167,39 @@ class ChampionSource:
         if self._champion is not None and publication.revision <= self._champion.revision:
             return
         try:
-            policy = await asyncio.to_thread(self._loaded, publication)
+            champion = await asyncio.to_thread(self._loaded, publication)
         except ArtifactError:
             if publication.revision > self._refused:
                 self._refused = publication.revision
                 self._metrics.refused_publications.inc()
             raise
-        self._champion = Champion(
-            revision=publication.revision,
-            version=publication.version,
-            policy=policy,
-            prices=publication.prices,
-            swapped_at=self._clock(),
-        )
+        self._champion = champion
         self._first.set()
         self._metrics.swaps.inc()
         self._metrics.policy_version.labels(self._replica_id).set(publication.version)
         logger.info("version %d decides, revision %d", publication.version, publication.revision)
 
-    def _loaded(self, publication: Publication) -> Policy:
-        """Make the policy ready; raises ArtifactError where it is damaged or another encoder's."""
-        policy = self._load(publication.artifact())
+    def _loaded(self, publication: Publication) -> Champion:
+        """Make the policies ready; raises ArtifactError where one is damaged or does not fit."""
+        canary, loaded = publication.canary, None
+        if canary is not None:
+            on_trial = self._policy(canary.version, canary.artifact())
+            loaded = LoadedCanary(version=canary.version, policy=on_trial, share=canary.share)
+        return Champion(
+            revision=publication.revision,
+            version=publication.version,
+            policy=self._policy(publication.version, publication.artifact()),
+            prices=publication.prices,
+            swapped_at=self._clock(),
+            canary=loaded,
+        )
+
+    def _policy(self, version: int, artifact: PolicyArtifact) -> Policy:
+        """Load one policy; raises ArtifactError where it is damaged or another encoder's."""
+        policy = self._load(artifact)
         if (policy.encoder_id, policy.context_dim) != (self._encoder_id, self._context_dim):
             raise EncoderMismatch(
-                f"version {publication.version} was trained on encoder {policy.encoder_id}, "
+                f"version {version} was trained on encoder {policy.encoder_id}, "
                 f"{policy.context_dim} dimensions; this replica has {self._encoder_id}, "
                 f"{self._context_dim}",
                 field="encoder_id",

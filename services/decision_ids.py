@@ -12,9 +12,10 @@ from policies.errors import UnknownDecision
 
 TAG_BYTES: Final = 12  # 96 bits: out of reach of guessing, and 16 characters without padding
 HASH_BYTES: Final = 16
-# One secret, two uses: the prefix keeps a prompt from ever being read as an id, or the reverse.
+# One secret, several uses: the prefix keeps a prompt from ever being read as an id, or the reverse.
 _ID_DOMAIN: Final = b"decision-id\x00"
 _PROMPT_DOMAIN: Final = b"prompt-hash\x00"
+_CANARY_DOMAIN: Final = b"canary\x00"
 
 
 class DecisionIds:
@@ -50,6 +51,23 @@ class DecisionIds:
         """Hash a prompt, salted with the secret: equal prompts agree, nobody else can test one."""
         digest = hmac.digest(self._secret, _PROMPT_DOMAIN + _utf8(prompt), "sha256")
         return digest[:HASH_BYTES].hex()
+
+    def canary_draw(self, unit: str, *, tenant: str, canary_version: int) -> float:
+        """Map a unit to a number in [0, 1): below the canary's share, the canary decides for it.
+
+        The same on every replica and for as long as this canary runs; drawn anew for the next
+        one. Salted with the secret, so that no caller can choose their side.
+
+        Args:
+            unit: A session, or the id of a decision that belongs to none.
+            tenant: Whose it is: two tenants' sessions of one name are two units.
+            canary_version: The version on trial.
+        """
+        name = _utf8(tenant)
+        message = b"%s%d\x00%d\x00%s" % (_CANARY_DOMAIN, canary_version, len(name), name)
+        digest = hmac.digest(self._secret, message + _utf8(unit), "sha256")
+        # 53 bits: what a float holds exactly, so that the number stays below one.
+        return (int.from_bytes(digest[:8], "big") >> 11) / 2.0**53
 
     def _tag(self, name: str, tenant: str) -> str:
         """Sign name and tenant; the length keeps the two from running into each other."""

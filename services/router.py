@@ -22,9 +22,9 @@ from policies.errors import (
     UnknownArm,
 )
 from policies.interaction import Decision
-from policies.policy import Assessment, sample
+from policies.policy import Assessment, mix_canary, sample
 from policies.preference import Preference
-from services.champion import Champion
+from services.champion import Champion, LoadedCanary
 from services.decision_ids import DecisionIds
 from services.encoders import Encoder
 
@@ -105,6 +105,14 @@ class Routed:
     expected: Expected | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Assessed:
+    """What champion and canary make of the same requests; without a canary its part is None."""
+
+    champion: Assessment
+    canary: Assessment | None
+
+
 class HoldsChampion(Protocol):
     """Where the router reads the champion; `services.champion.ChampionSource` is the real one."""
 
@@ -169,14 +177,24 @@ class Router:
             with in_batch(index, size=len(requests)):
                 offered = _offered(champion, request, len(prompts[index]))
             groups.setdefault(offered, []).append(index)
+        # In the requests' order, not the groups': a batch draws as its requests would one by one.
+        uniforms = self._rng.random(len(requests))
         routed: dict[int, Routed] = {}
         for offered, indices in groups.items():
             wanted = [requests[i].preference or self._args.default_preference for i in indices]
-            assessed = champion.policy.assess(contexts[indices], wanted, offered)
+            assessed = _assess(champion, contexts[indices], wanted, offered)
             for row, index in enumerate(indices):
                 request, prompt = requests[index], prompts[index]
                 routed[index] = self._draw(
-                    champion, request, prompt, contexts[index], wanted[row], offered, assessed, row
+                    champion,
+                    request,
+                    prompt,
+                    contexts[index],
+                    wanted[row],
+                    offered,
+                    assessed,
+                    row,
+                    uniforms[index],
                 )
         in_order = [routed[index] for index in range(len(requests))]
         await self._recorder.add([one.decision for one in in_order])
@@ -203,14 +221,24 @@ class Router:
         context: NDArray[np.float32],
         preference: Preference,
         offered: tuple[Arm, ...],
-        assessed: Assessment,
+        assessed: _Assessed,
         row: int,
+        uniform: float,
     ) -> Routed:
-        """Draw one model from the pmf that is logged with it: row `row` of what was assessed."""
-        pmf = assessed.pmf[row]
-        chosen = sample(pmf, uniform=self._rng.random())
+        """Let the version whose turn it is draw one model: row `row` of what was assessed.
+
+        What is logged is the mixture of champion and canary: before the salted hash has spoken,
+        that is the probability each model had.
+        """
+        decision_id, canary = self._ids.issue(request.tenant), champion.canary
+        drawer, version, pmf = assessed.champion, champion.version, assessed.champion.pmf[row]
+        if canary is not None and assessed.canary is not None:
+            pmf = mix_canary(pmf, assessed.canary.pmf[row], share=canary.share)
+            if self._on_canary(request, decision_id, canary):
+                drawer, version = assessed.canary, canary.version
+        chosen = sample(drawer.pmf[row], uniform=uniform)
         decision = Decision(
-            decision_id=self._ids.issue(request.tenant),
+            decision_id=decision_id,
             decided_at=datetime.fromtimestamp(self._clock(), UTC),
             tenant=request.tenant,
             session=request.session or None,
@@ -223,10 +251,33 @@ class Router:
             pmf=pmf,
             arm=offered[chosen].name,
             propensity=float(pmf[chosen]),
-            policy_version=champion.version,
+            policy_version=version,
             price_version=champion.prices.version,
+            champion_version=None if canary is None else champion.version,
+            canary_version=None if canary is None else canary.version,
+            canary_share=0.0 if canary is None else canary.share,
         )
-        return Routed(decision=decision, expected=_expected(assessed, row, chosen))
+        return Routed(decision=decision, expected=_expected(drawer, row, chosen))
+
+    def _on_canary(self, request: RouteRequest, decision_id: str, canary: LoadedCanary) -> bool:
+        """Say whether the canary decides; all requests of a session are decided by one version."""
+        unit = request.session or decision_id
+        drawn = self._ids.canary_draw(unit, tenant=request.tenant, canary_version=canary.version)
+        return drawn < canary.share
+
+
+def _assess(
+    champion: Champion,
+    contexts: NDArray[np.float32],
+    preferences: Sequence[Preference],
+    offered: tuple[Arm, ...],
+) -> _Assessed:
+    """Ask the champion, and the canary if there is one, about requests with the same arms."""
+    canary = champion.canary
+    return _Assessed(
+        champion=champion.policy.assess(contexts, preferences, offered),
+        canary=None if canary is None else canary.policy.assess(contexts, preferences, offered),
+    )
 
 
 def _offered(champion: Champion, request: RouteRequest, prompt_characters: int) -> tuple[Arm, ...]:

@@ -170,3 +170,9 @@ def test_the_ledger_is_a_source(tmp_path: Path, rows: pa.Table) -> None:
     assert export(ledger.interactions, dataset) == 1
     assert dataset.read()["decision_id"].to_pylist() == ["a"]
     ledger.close()
+
+
+def test_parts_of_an_older_release_are_read_with_no_canary(rows: pa.Table, tmp_path: Path) -> None:
+    dataset = InteractionDataset(tmp_path)
+    dataset.append(rows.drop_columns(["champion_version", "canary_version", "canary_share"]))
+    assert InteractionDataset(tmp_path).read() == rows

@@ -143,6 +143,7 @@ def row(
         "arm": PRICES.names[arm],
         "propensity": float(pmf[arm]),
         "policy_version": 1,
+        "canary_share": 0.0,
         "price_version": 1,
         "quality": 0.5,
         "cost_usd": 0.001,

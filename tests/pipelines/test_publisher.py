@@ -14,7 +14,7 @@ from registries import small_artifact
 from pipelines.publisher import KEEP_FOLDERS, Publisher
 from policies.arms import Arm, PriceTable
 from policies.errors import ArtifactError, Unavailable
-from policies.publication import POINTER_FILE, Publication, read_pointer
+from policies.publication import POINTER_FILE, Canary, Publication, read_pointer
 
 T = TypeVar("T")
 
@@ -279,3 +279,30 @@ def test_folders_of_versions_long_gone_are_dropped(setup: Setup) -> None:
 
     assert len(list(setup.folder.glob("v*"))) == KEEP_FOLDERS
     assert read_pointer(setup.folder) is not None
+
+
+def test_a_canary_is_announced_with_the_champion_and_kept_through_new_prices(
+    setup: Setup,
+) -> None:
+    canary = Canary(version=8, files=OTHER, share=0.2)
+
+    async def steps() -> list[int]:
+        revisions = [await setup.publisher.publish(7, FILES, canary)]
+        revisions.append(await setup.publisher.publish(7, FILES, canary))
+        revisions.append(await setup.publisher.publish_prices(PRICES))
+        return revisions
+
+    assert run(steps()) == [1, 1, 2]
+    assert setup.puts[-1].canary == canary
+    assert read_pointer(setup.folder) == setup.puts[-1]
+    status = setup.restarted().status()
+    assert (status.version, status.canary, status.canary_share) == (7, 8, 0.2)
+
+    run(setup.publisher.publish(7, FILES))
+    assert setup.puts[-1].canary is None
+
+
+def test_a_damaged_canary_is_not_announced(setup: Setup) -> None:
+    with pytest.raises(ArtifactError):
+        run(setup.publisher.publish(7, FILES, Canary(version=8, files={}, share=0.2)))
+    assert setup.puts == []

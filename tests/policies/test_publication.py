@@ -10,9 +10,9 @@ from experiences import a_spec, some_arms
 
 from policies.arms import PriceTable
 from policies.artifact import WEIGHTS_FILE
-from policies.errors import ArtifactError
+from policies.errors import ArtifactError, InvalidRequest
 from policies.posterior_learner import PosteriorLearner
-from policies.publication import POINTER_FILE, Publication, read_pointer, write_pointer
+from policies.publication import POINTER_FILE, Canary, Publication, read_pointer, write_pointer
 
 ARMS = some_arms(0.001, 0.009)
 ARTIFACT = PosteriorLearner().initial(a_spec(ARMS))
@@ -50,3 +50,19 @@ def test_a_pointer_to_files_that_are_gone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "v2" / WEIGHTS_FILE).unlink()
     with pytest.raises(ArtifactError):
         read_pointer(tmp_path)
+
+
+def test_a_canary_is_read_back_with_its_files(tmp_path: Path) -> None:
+    other = PosteriorLearner().initial(a_spec(ARMS, seed=1))
+    canary = Canary(version=7, files=other.to_files(), share=0.2)
+    write_pointer(tmp_path, replace(PUBLISHED, canary=canary))
+    found = read_pointer(tmp_path)
+    assert found is not None
+    assert found.canary == canary
+    assert found.canary.artifact().to_files() == other.to_files()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])
+def test_a_share_that_is_no_trial_is_refused(share: float) -> None:
+    with pytest.raises(InvalidRequest, match="share"):
+        Canary(version=7, files={}, share=share)

@@ -148,3 +148,28 @@ def test_a_damaged_pointer_is_no_obstacle(tmp_path: Path) -> None:
 
     (tmp_path / POINTER_FILE).write_text("{")
     run(tmp_path, steps)
+
+
+def test_champion_and_canary_are_swapped_as_one(tmp_path: Path) -> None:
+    async def steps(parts: Parts) -> None:
+        parts.push(revision=1, version=1, canary=2)
+        await parts.source.start(timeout_s=30)
+        canary = parts.source.current.canary
+        assert canary is not None
+        assert (parts.source.current.version, canary.version, canary.share) == (1, 2, 0.5)
+        parts.push(revision=2, version=2)
+        await until(lambda: parts.source.current.version == 2)
+        assert parts.source.current.canary is None
+
+    run(tmp_path, steps)
+
+
+def test_a_canary_of_another_encoder_is_refused_with_its_champion(tmp_path: Path) -> None:
+    async def steps(parts: Parts) -> None:
+        parts.push(revision=1, version=1)
+        await parts.source.start(timeout_s=30)
+        parts.push(revision=2, version=2, canary=3, canary_encoder_id="another")
+        await until(lambda: parts.count("barp_publications_refused_total") == 1)
+        assert (parts.source.current.version, parts.source.current.canary) == (1, None)
+
+    run(tmp_path, steps)

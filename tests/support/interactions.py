@@ -76,6 +76,7 @@ class Interactions:
             "arm": arm,
             "propensity": 0.5,
             "policy_version": 1,
+            "canary_share": 0.0,
             "price_version": 1,
             "quality": float(np.clip(level + self._rng.normal(scale=0.05), 0, 1)),
             "cost_usd": 0.001,

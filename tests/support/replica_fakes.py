@@ -24,11 +24,11 @@ from policies.errors import InvalidRequest, Unavailable, UnknownVersion
 from policies.interaction import Decision, JoinStatus, LedgerCounts, Outcome
 from policies.policy import Assessment, Expectation, assess_one_by_one, mix_exploration
 from policies.preference import Preference
-from policies.publication import Publication
+from policies.publication import Canary, Publication
 from policies.versions import AliasMove, VersionInfo
 from services.actors import Ports, Sample
 from services.api import Api
-from services.champion import Champion
+from services.champion import Champion, LoadedCanary
 from services.decision_ids import DecisionIds
 from services.feedback import Feedback
 from services.metrics import ReplicaMetrics
@@ -292,10 +292,17 @@ class HeldChampion:
         return self.value
 
 
-def a_champion(*, version: int = 2, prices: PriceTable = PRICES) -> Champion:
+def a_champion(
+    *, version: int = 2, prices: PriceTable = PRICES, canary: LoadedCanary | None = None
+) -> Champion:
     """Return a champion that decides by price."""
     return Champion(
-        revision=version, version=version, policy=PricePolicy(), prices=prices, swapped_at=NOW
+        revision=version,
+        version=version,
+        policy=PricePolicy(),
+        prices=prices,
+        swapped_at=NOW,
+        canary=canary,
     )
 
 
@@ -313,14 +320,23 @@ def an_artifact(*, encoder_id: str = ENCODER_ID) -> PolicyArtifact:
     )
 
 
-def a_publication(*, revision: int, version: int, encoder_id: str = ENCODER_ID) -> Publication:
-    """Return a publication of the smallest artifact."""
+def a_publication(
+    *,
+    revision: int,
+    version: int,
+    encoder_id: str = ENCODER_ID,
+    canary: int | None = None,
+    canary_encoder_id: str = ENCODER_ID,
+) -> Publication:
+    """Return a publication of the smallest artifact, on request with a canary at one half."""
+    on_trial = an_artifact(encoder_id=canary_encoder_id).to_files()
     return Publication(
         revision=revision,
         version=version,
         files=an_artifact(encoder_id=encoder_id).to_files(),
         prices=PRICES,
         published_at=NOW,
+        canary=None if canary is None else Canary(version=canary, files=on_trial, share=0.5),
     )
 
 
