@@ -118,6 +118,7 @@ def training_plan(settings: Settings) -> TrainingPlan:
         exploration_total=settings.exploration_total,
         seed=settings.seed,
         holdout_share=settings.holdout_share,
+        max_tenant_share=settings.max_tenant_share,
         min_interactions=settings.retrain_min_interactions,
         max_age_s=settings.retrain_max_age_s,
         tolerance=settings.retrain_tolerance,

@@ -58,6 +58,7 @@ def router_args(settings: Settings) -> RouterArgs:
         api_key_sha256=(
             None if key is None else hashlib.sha256(key.get_secret_value().encode()).hexdigest()
         ),
+        keys_file=place.keys_file,
         record_buffer=settings.record_buffer,
         record_flush_ms=settings.record_flush_ms,
         record_when_full=settings.record_when_full,

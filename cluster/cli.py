@@ -15,6 +15,7 @@ from cluster import operate
 from cluster.bench import bench
 from cluster.console import console, print_json, replay_progress
 from cluster.encoders import encoder
+from cluster.keys import keys
 from cluster.options import default_text, with_settings
 from cluster.settings import Settings
 from pipelines.replay_plan import Stream
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(operate.versions, name="versions")
 app.add_typer(operate.models, name="models")
+app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
 app.add_typer(encoder, name="encoder")
 app.command("status")(operate.status)
@@ -101,14 +103,15 @@ def replay(
     json: JsonFlag = False,
 ) -> None:
     """Play recorded real outcomes as live traffic against a running service."""
-    from cluster.client import announced_url
+    from cluster.client import reach
     from cluster.demo_report import show_replay
     from pipelines.outcomes import load_outcomes
     from pipelines.replay import Replay
 
+    url, key = reach(url, key)
     play = Replay(
         load_outcomes(source),
-        url or announced_url(),
+        url,
         requests=limit,
         rate_per_s=rate,
         delay_s=(0.0, delay),

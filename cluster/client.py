@@ -11,7 +11,9 @@ import httpx
 import psutil
 
 from cluster.options import load_settings
+from cluster.settings import Settings, places, signing_secret
 from policies.errors import RouterError
+from services.keys import service_key
 
 TIMEOUT_S: Final = 30.0
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -29,8 +31,8 @@ class ServiceClient:
     """Calls one service; every refusal becomes a ServiceError with the service's own words."""
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
-        """Take its base URL; None asks the state folder, see `announced_url`."""
-        url = url or announced_url()
+        """Take its base URL; None asks the state folder, see `reach`."""
+        url, api_key = reach(url, api_key)
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url
         self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
@@ -81,18 +83,33 @@ class ServiceClient:
         return answer.json()
 
 
-def announced_url() -> str:
-    """Return where the service of this state folder listens, or the usual address without one.
+def reach(url: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """Return where to call and with which key: what was given, else what the state folder says.
+
+    Its owner needs no key of their own for the service that runs on it; the service's own key
+    goes to nobody else.
+    """
+    if url is not None:
+        return url, api_key
+    settings = load_settings()
+    url = _announced(settings)
+    if url is None:
+        return DEFAULT_URL, api_key
+    if api_key is None and (settings.signing_secret or places(settings).secret_file.exists()):
+        api_key = service_key(signing_secret(settings))
+    return url, api_key
+
+
+def _announced(settings: Settings) -> str | None:
+    """Return where the service of this state folder listens; None where none runs.
 
     What a service that was killed has left behind is not believed.
     """
     try:
-        found = json.loads((load_settings().state_dir / SERVICE_FILE).read_bytes())
-        if psutil.pid_exists(int(found["pid"])):
-            return str(found["url"])
+        found = json.loads((settings.state_dir / SERVICE_FILE).read_bytes())
+        return str(found["url"]) if psutil.pid_exists(int(found["pid"])) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return DEFAULT_URL
-    return DEFAULT_URL
+        return None
 
 
 def _refusal(answer: httpx.Response) -> str:

@@ -23,7 +23,6 @@ from typing import Final
 
 import httpx
 import ray
-from pydantic import SecretStr
 from ray import serve
 from ray.exceptions import RayError
 
@@ -31,10 +30,11 @@ from cluster.actors import NAMESPACE, start_actors, stop_actors
 from cluster.application import APP_NAME, build
 from cluster.client import SERVICE_FILE
 from cluster.ingress import LOOPBACK, available_ingress, prepare_ingress
-from cluster.settings import Ingress, Settings, places, resolved
+from cluster.settings import Ingress, Settings, places, resolved, signing_secret
 from policies.artifact import write_atomically
 from policies.encoder_files import ENCODER_FILE, EncoderKind, checked_manifest
 from policies.errors import RouterError
+from services.keys import read_keys, service_key
 
 READY_TIMEOUT_S: Final = 120.0
 LOOPBACK_HOSTS: Final = frozenset({LOOPBACK, "localhost", "::1"})
@@ -92,7 +92,7 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
             progress(f"Serve: router replicas behind {INGRESS_NAMES[ingress]}")
             try:
                 _serve(settings, ingress)
-                wait_ready(url, api_key=settings.api_key)
+                wait_ready(url, api_key=service_key(signing_secret(settings)))
                 _announce(settings, url)
                 yield RunningService(url=url, settings=settings, started_s=time.monotonic() - began)
             finally:
@@ -104,14 +104,21 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
 
 
 def refuse_open_address(settings: Settings) -> None:
-    """Raise LaunchError where others could reach the service without a key."""
-    if settings.host not in LOOPBACK_HOSTS and settings.api_key is None:
+    """Refuse to let others reach the service without a key.
+
+    Raises:
+        LaunchError: The address is not loopback, and there is no key.
+        DamagedKeys: The key file cannot be read.
+    """
+    keys_file = places(settings).keys_file
+    keys = read_keys(keys_file) if keys_file.exists() else ()
+    if settings.host not in LOOPBACK_HOSTS and settings.api_key is None and not keys:
         raise LaunchError(
-            f"host={settings.host} is reachable from other machines: set BARP_API_KEY, "
-            "or listen on 127.0.0.1",
+            f"host={settings.host} is reachable from other machines: make a key with "
+            "`barp keys create` or set BARP_API_KEY, or listen on 127.0.0.1",
             field="host",
             value=settings.host,
-            allowed="127.0.0.1, localhost, ::1, or any address with api_key",
+            allowed="127.0.0.1, localhost, ::1, or any address with a key",
         )
 
 
@@ -245,9 +252,9 @@ def _serve(settings: Settings, ingress: Ingress) -> None:
         raise LaunchError(f"Ray Serve did not start: {last}") from error
 
 
-def wait_ready(url: str, *, api_key: SecretStr | None, timeout_s: float = READY_TIMEOUT_S) -> None:
+def wait_ready(url: str, *, api_key: str, timeout_s: float = READY_TIMEOUT_S) -> None:
     """Ask /readyz until it says yes; raises LaunchError after `timeout_s` seconds."""
-    headers = {"authorization": f"Bearer {api_key.get_secret_value()}"} if api_key else {}
+    headers = {"authorization": f"Bearer {api_key}"}
     deadline = time.monotonic() + timeout_s
     last = "no answer"
     while time.monotonic() < deadline:

@@ -37,12 +37,18 @@ class Settings(BaseSettings):
     )
     host: str = Field(
         default="127.0.0.1",
-        description="Address to listen on. Anything but loopback needs api_key.",
+        description="Address to listen on. Anything but loopback needs a key.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
     api_key: SecretStr | None = Field(
         default=None,
-        description="Key that callers send as `Authorization: Bearer KEY`; none on loopback.",
+        description="Key that callers send as `Authorization: Bearer KEY`, good for everything; "
+        "none on loopback. `barp keys` makes narrower ones.",
+    )
+    keys_file: Path | None = Field(
+        default=None,
+        description="File that `barp keys` writes and replicas read; default keys.json in "
+        "state_dir.",
     )
 
     ingress: Ingress = Field(
@@ -151,6 +157,13 @@ class Settings(BaseSettings):
     num_learners: int = Field(
         default=0, ge=0, description="Remote RLlib learners; 0 trains inside the trainer."
     )
+    max_tenant_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the rows of one training that one tenant may give at most, where "
+        "others have given some; 1 for no bound.",
+    )
     holdout_share: float = Field(
         default=0.1,
         gt=0,
@@ -207,6 +220,7 @@ class Places:
         publish_dir: Where the publisher leaves the champion and its pointer.
         encoder_dir: The exported encoder.
         secret_file: The key that signs decision ids.
+        keys_file: Digests of the API keys.
     """
 
     state_dir: Path
@@ -217,6 +231,7 @@ class Places:
     publish_dir: Path
     encoder_dir: Path
     secret_file: Path
+    keys_file: Path
 
 
 def places(settings: Settings) -> Places:
@@ -233,6 +248,7 @@ def places(settings: Settings) -> Places:
         publish_dir=state_dir / "published",
         encoder_dir=encoder_dir.expanduser().resolve(),
         secret_file=state_dir / "secret.key",
+        keys_file=(settings.keys_file or state_dir / "keys.json").expanduser().resolve(),
     )
 
 
@@ -246,6 +262,7 @@ def resolved(settings: Settings) -> Settings:
             "registry_url": place.registry_url,
             "artifact_dir": place.artifact_dir,
             "encoder_dir": place.encoder_dir,
+            "keys_file": place.keys_file,
         }
     )
 

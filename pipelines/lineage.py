@@ -23,6 +23,7 @@ def lineage(
     after_seq: int,
     last_seq: int,
     holdout_share: float,
+    max_tenant_share: float,
     seed: int,
     trained_at: float,
     duration_s: float,
@@ -36,6 +37,7 @@ def lineage(
         after_seq: The parent's cut-off; the rows come from the sequence numbers after it.
         last_seq: The last sequence number read.
         holdout_share: Share of prompts that was held out.
+        max_tenant_share: Share of the rows that one tenant could give.
         seed: What the learner's draws came from.
         trained_at: When, seconds since the epoch, UTC.
         duration_s: How long the update took, seconds.
@@ -48,6 +50,7 @@ def lineage(
         "rows": len(rows),
         "rows_sha256": hashlib.sha256(canonical_rows(rows)).hexdigest(),
         "holdout_share": holdout_share,
+        "max_tenant_share": max_tenant_share,
         "seed": seed,
         "trained_at": datetime.fromtimestamp(trained_at, tz=UTC).isoformat(timespec="milliseconds"),
         "duration_s": round(duration_s, 3),

@@ -28,6 +28,8 @@ SUFFIXES: Final = {
 }
 # A replica that has been silent for so long is gone, and its gauges with it, seconds.
 LIVE_S: Final = 30.0
+# Who has told within this time takes requests, seconds; they tell each second.
+RECENT_S: Final = 5.0
 # After this even its totals are forgotten, seconds; its id is kept, lest they be added again.
 FORGET_S: Final = 3600.0
 
@@ -63,13 +65,16 @@ class MetricsHub:
         self._sources: dict[str, _Source] = {}
         self._forgotten: set[str] = set()
 
-    def push(self, source: str, samples: Sequence[Sample]) -> None:
+    def push(self, source: str, samples: Sequence[Sample]) -> int:
         """Take what a source has counted since it started, and its gauges of now.
 
         Args:
             source: Who tells; every process has a name of its own.
             samples: All it has: name, labels, value, kind. A counter's name ends in `_total`; a
                 histogram comes as `_bucket` (label `le`), `_sum` and `_count`.
+
+        Returns:
+            How many sources have told within the last RECENT_S seconds.
 
         Raises:
             InvalidRequest: A kind that does not exist, or a name that does not fit it; nothing
@@ -87,6 +92,7 @@ class MetricsHub:
         self._forgotten.discard(source)
         self._sources[source] = _Source(values=told, seen_at=self._clock())
         self._forget()
+        return sum(self._clock() - other.seen_at <= RECENT_S for other in self._sources.values())
 
     def text(self) -> str:
         """Return the sums in Prometheus' text format."""
@@ -161,9 +167,9 @@ class MetricsActor:
     async def ready(self) -> None:
         """Return once this actor answers."""
 
-    async def push(self, source: str, samples: Sequence[Sample]) -> None:
+    async def push(self, source: str, samples: Sequence[Sample]) -> int:
         """See `MetricsHub.push`."""
-        self._hub.push(source, samples)
+        return self._hub.push(source, samples)
 
     async def text(self) -> str:
         """See `MetricsHub.text`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -74,6 +76,45 @@ def split_rows(rows: pa.Table, *, share: float) -> tuple[pa.Table, pa.Table]:
         return rows, rows
     mask = heldout_mask(rows, share=share)
     return rows.filter(pc.invert(mask)), rows.filter(mask)
+
+
+def bounded_by_tenant(rows: pa.Table, *, max_share: float) -> pa.Table:
+    """Leave rows out until no tenant gives more than its share; with one tenant none is left out.
+
+    What stays is chosen by a digest of the decision id, so the same rows give the same result.
+    Where there are too few tenants for `max_share`, each gives equally many.
+
+    Args:
+        rows: Schema INTERACTION_SCHEMA.
+        max_share: Largest share of what is returned that one tenant may give, 0 to 1.
+    """
+    tenants = rows.column("tenant").to_pylist()
+    counts = Counter(tenants)
+    if max_share >= 1.0 or len(counts) <= 1:
+        return rows
+    most = _most_each(sorted(counts.values()), share=max(max_share, 1 / len(counts)))
+    names = rows.column("decision_id").to_pylist()
+    draws = [hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() for name in names]
+    kept: list[int] = []
+    by_tenant: dict[str, list[int]] = defaultdict(list)
+    for index, tenant in enumerate(tenants):
+        by_tenant[tenant].append(index)
+    for indices in by_tenant.values():
+        kept += sorted(indices, key=lambda index: (draws[index], index))[:most]
+    return rows.take(pa.array(sorted(kept), type=pa.int64()))
+
+
+def _most_each(counts: Sequence[int], *, share: float) -> int:
+    """Find the largest cap on all counts under which none exceeds its share of the sum."""
+
+    def fits(cap: int) -> bool:
+        return cap <= share * sum(min(count, cap) for count in counts) * (1 + 1e-12)
+
+    low, high = counts[0], counts[-1]
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def latest_revisions(rows: pa.Table) -> pa.Table:

@@ -12,7 +12,14 @@ import pyarrow as pa
 
 from pipelines.gate import Verdict, judge
 from pipelines.lineage import lineage
-from pipelines.rows import HeldOut, InteractionSource, last_seq, read_rows, split_rows
+from pipelines.rows import (
+    HeldOut,
+    InteractionSource,
+    bounded_by_tenant,
+    last_seq,
+    read_rows,
+    split_rows,
+)
 from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
@@ -141,6 +148,7 @@ class Trainer:
         after_seq = _cutoff(parent)
         read = read_rows(self._source, after_seq=after_seq, up_to_seq=up_to_seq)
         rows, _ = split_rows(read, share=self._plan.holdout_share)
+        rows = bounded_by_tenant(rows, max_share=self._plan.max_tenant_share)
         if not len(rows):
             return []
         began = self._clock()
@@ -152,6 +160,7 @@ class Trainer:
             after_seq=after_seq,
             last_seq=last_seq(read),
             holdout_share=self._plan.holdout_share,
+            max_tenant_share=self._plan.max_tenant_share,
             seed=self._plan.seed,
             trained_at=began,
             duration_s=duration_s,

@@ -95,8 +95,8 @@ class TrainerPort(Protocol):
 class MetricsPort(Protocol):
     """The actor that sums the metrics of all replicas."""
 
-    async def push(self, source: str, samples: list[Sample]) -> None:
-        """Replace what is known of `source` by these cumulative samples."""
+    async def push(self, source: str, samples: list[Sample]) -> int:
+        """Replace what is known of `source` by these; return how many sources there are now."""
 
     async def text(self) -> str:
         """Return the sums in Prometheus' text format."""

@@ -6,8 +6,7 @@ The same handlers are also in the application of `services.paths`, which answers
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
@@ -19,17 +18,17 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from policies.errors import InvalidRequest, RouterError
+from services.door import CALLER, Caller, Door, caller_of
 from services.feedback import Feedback
 from services.metrics import ReplicaMetrics
 from services.operations import Operations
 from services.paths import application
-from services.refusals import BodyTooLarge, MalformedJson, Unauthorised, invalid, refusal
+from services.refusals import BodyTooLarge, MalformedJson, invalid, refusal
 from services.router import Routed, Router, RouterArgs, RouteRequest, in_batch
 from services.wire import RouteBatchIn, RouteBatchOut, RouteIn, RouteOut
 
 JSON: Final = "application/json"
 CLIENT_GONE: Final = 499  # nobody reads it; the log's word for a caller who hung up
-OPEN_PATHS: Final = frozenset({"/healthz"})
 _ROUTE_LIST: Final = TypeAdapter(list[RouteIn])
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -46,8 +45,10 @@ class Api:
         operations: Operations,
         args: RouterArgs,
         *,
+        door: Door,
         metrics: ReplicaMetrics,
     ) -> None:
+        self._door = door
         self._router, self._feedback = router, feedback
         self._args, self._metrics = args, metrics
         self._everything = application(operations, self)
@@ -64,8 +65,11 @@ class Api:
         path = request.scope["path"]
         hot = self._hot.get((request.method, path))
         try:
-            self._authorise(request)
-            response = await (hot or self._operate)(self._limited(request))
+            caller = self._door.admit(
+                request.method, path, request.headers.get("authorization", "")
+            )
+            request.scope[CALLER] = caller
+            response = await (hot or self._operate)(self._limited(request, caller))
         except RouterError as error:
             response = refusal(error)
         except ClientDisconnect:
@@ -80,7 +84,8 @@ class Api:
     async def route(self, request: Request) -> Response:
         """Choose a model for one prompt."""
         body = _validated(RouteIn, await request.body())
-        [routed] = await self._decide([body.to_request()])
+        tenant = caller_of(request.scope).acts_for(body.tenant)
+        [routed] = await self._decide([body.to_request(tenant=tenant)])
         decision = routed.decision
         return Response(
             RouteOut.of(routed).model_dump_json(exclude_none=True),
@@ -95,9 +100,11 @@ class Api:
     async def route_batch(self, request: Request) -> Response:
         """Choose a model for each of several prompts, encoded together; all or none."""
         bodies, requests = _batch(await request.body()), []
+        caller = caller_of(request.scope)
+        caller.spend(len(bodies) - 1)
         for index, body in enumerate(bodies):
             with in_batch(index, size=len(bodies)):
-                requests.append(body.to_request())
+                requests.append(body.to_request(tenant=caller.acts_for(body.tenant)))
         routed = await self._decide(requests)
         reply = RouteBatchOut(results=[RouteOut.of(one) for one in routed])
         return Response(reply.model_dump_json(exclude_none=True), media_type=JSON)
@@ -110,8 +117,10 @@ class Api:
             raise MalformedJson(
                 f"the body is not JSON: {error}", field="body", allowed="JSON (RFC 8259), UTF-8"
             ) from error
+        caller = caller_of(request.scope)
         if isinstance(body, list):
-            results = await self._feedback.many(body)
+            caller.spend(len(body) - 1)
+            results = await self._feedback.many(body, caller=caller)
             return Response(results.model_dump_json(exclude_none=True), media_type=JSON)
         if not isinstance(body, dict):
             raise InvalidRequest(
@@ -122,7 +131,7 @@ class Api:
         key = request.headers.get("idempotency-key")
         if key is not None and body.get("event_id") is None:
             body["event_id"] = key
-        result = await self._feedback.one(body)
+        result = await self._feedback.one(body, caller=caller)
         return Response(result.model_dump_json(exclude_none=True), status_code=202, media_type=JSON)
 
     async def healthz(self, request: Request) -> Response:
@@ -134,22 +143,9 @@ class Api:
         self._metrics.decided([one.decision for one in routed])
         return routed
 
-    def _authorise(self, request: Request) -> None:
-        """Raise Unauthorised where a key is asked for and none, or a wrong one, came."""
-        wanted = self._args.api_key_sha256
-        if wanted is None or request.scope["path"] in OPEN_PATHS:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        # Header values are latin-1 by definition; the key was hashed as UTF-8.
-        came = hashlib.sha256(key.strip().encode("latin-1")).hexdigest()
-        if scheme.lower() != "bearer" or not hmac.compare_digest(came, wanted.lower()):
-            raise Unauthorised(
-                "an API key is needed", field="authorization", allowed="Bearer <key>"
-            )
-
-    def _limited(self, request: Request) -> Request:
+    def _limited(self, request: Request, caller: Caller) -> Request:
         """Return the request with a body that raises BodyTooLarge beyond the limit."""
-        limit, size = self._args.max_body_bytes, 0
+        limit, size = min(self._args.max_body_bytes, caller.max_body_bytes or sys.maxsize), 0
 
         async def receive() -> Message:
             nonlocal size

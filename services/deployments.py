@@ -23,6 +23,7 @@ from services.actors import Ports, named_ports
 from services.api import Api
 from services.champion import ChampionSource
 from services.decision_ids import DecisionIds
+from services.door import Door
 from services.encoders import Encoder, RemoteEncoder, ThreadedEncoder
 from services.feedback import Feedback
 from services.metrics import MetricsPusher, ReplicaMetrics
@@ -145,8 +146,18 @@ class RouterDeployment:
             when_full=args.record_when_full,
             metrics=metrics,
         )
-        self._pusher = MetricsPusher(ports.metrics, source=replica_id, samples=metrics.samples)
-        self._api = _api(args, ports, prompts, self._champion, self._recorder, metrics, replica_id)
+        door = Door(
+            secret=args.secret,
+            api_key_sha256=args.api_key_sha256,
+            keys_file=args.keys_file,
+            clock=time.monotonic,
+        )
+        self._pusher = MetricsPusher(
+            ports.metrics, source=replica_id, samples=metrics.samples, told=door.share_among
+        )
+        self._api = _api(
+            args, ports, prompts, self._champion, self._recorder, door, metrics, replica_id
+        )
         await self._champion.start(timeout_s=args.start_timeout_s)
         self._recorder.start()
         self._pusher.start()
@@ -182,6 +193,7 @@ def _api(
     encoder: Encoder,
     champion: ChampionSource,
     recorder: Recorder,
+    door: Door,
     metrics: ReplicaMetrics,
     replica_id: str,
 ) -> Api:
@@ -194,7 +206,7 @@ def _api(
     operations = Operations(
         ports, champion, ids, replica_id=replica_id, encoder_id=encoder.encoder_id
     )
-    return Api(router, feedback, operations, args, metrics=metrics)
+    return Api(router, feedback, operations, args, door=door, metrics=metrics)
 
 
 def router_deployment(

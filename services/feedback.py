@@ -11,6 +11,7 @@ from policies.errors import Conflict, InvalidRequest, RouterError, UnknownDecisi
 from policies.interaction import JoinStatus, Outcome
 from services.actors import AggregatorPort
 from services.decision_ids import DecisionIds
+from services.door import ANYBODY, Caller
 from services.metrics import ReplicaMetrics
 from services.refusals import Expired, detail_of, invalid
 from services.wire import MAX_LABEL, FeedbackIn, FeedbackListOut, FeedbackOut
@@ -34,17 +35,18 @@ class Feedback:
         self._aggregator, self._ids = aggregator, decision_ids
         self._max_items, self._metrics = max_items, metrics
 
-    async def one(self, body: dict[str, Any]) -> FeedbackOut:
+    async def one(self, body: dict[str, Any], *, caller: Caller = ANYBODY) -> FeedbackOut:
         """Store one outcome.
 
         Raises:
             InvalidRequest: It cannot be true, or has a key that is not known.
             UnknownDecision: Its decision id is forged or another tenant's.
+            Forbidden: It names another tenant than the caller's.
             Conflict: Its event_id was used before with other values, or it came too late.
             Unavailable: The ledger is away; nothing was acknowledged.
         """
         try:
-            tenant, outcome = self._checked(body)
+            tenant, outcome = self._checked(body, caller)
         except RouterError as error:
             self._metrics.reported(_status_of(error))
             raise
@@ -54,7 +56,7 @@ class Feedback:
             raise refused
         return FeedbackOut(decision_id=outcome.decision_id, status=status)
 
-    async def many(self, bodies: list[Any]) -> FeedbackListOut:
+    async def many(self, bodies: list[Any], *, caller: Caller = ANYBODY) -> FeedbackListOut:
         """Store each outcome of a list by itself; one bad item spoils no other.
 
         Raises:
@@ -72,7 +74,7 @@ class Feedback:
         by_tenant: dict[str, dict[int, Outcome]] = defaultdict(dict)
         for index, body in enumerate(bodies):
             try:
-                tenant, outcome = self._checked(body)
+                tenant, outcome = self._checked(body, caller)
                 by_tenant[tenant][index] = outcome
             except RouterError as error:
                 results[index] = _result(_named(body), _status_of(error), error)
@@ -84,15 +86,15 @@ class Feedback:
             self._metrics.reported(JoinStatus(result.status))
         return FeedbackListOut(results=[results[index] for index in range(len(bodies))])
 
-    def _checked(self, body: Any) -> tuple[str, Outcome]:
-        """Return tenant and outcome; raises InvalidRequest or UnknownDecision."""
+    def _checked(self, body: Any, caller: Caller) -> tuple[str, Outcome]:
+        """Return tenant and outcome; raises InvalidRequest, UnknownDecision or Forbidden."""
         try:
             report = FeedbackIn.model_validate(body)
         except ValidationError as error:
             raise invalid(error, FeedbackIn) from error
-        outcome = report.to_outcome()
-        self._ids.verify(report.decision_id, report.tenant)
-        return report.tenant, outcome
+        outcome, tenant = report.to_outcome(), caller.acts_for(report.tenant)
+        self._ids.verify(report.decision_id, tenant)
+        return tenant, outcome
 
 
 def _result(decision_id: str | None, status: JoinStatus, error: RouterError | None) -> FeedbackOut:

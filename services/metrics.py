@@ -93,9 +93,16 @@ class MetricsPusher:
     """Sends the samples each second; a push that fails is made good by the next."""
 
     def __init__(
-        self, port: MetricsPort, *, source: str, samples: Callable[[], list[Sample]]
+        self,
+        port: MetricsPort,
+        *,
+        source: str,
+        samples: Callable[[], list[Sample]],
+        told: Callable[[int], None],
     ) -> None:
+        """Take where to send what; `told` learns how many sources there are."""
         self._port, self._source, self._samples = port, source, samples
+        self._told = told
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -105,7 +112,7 @@ class MetricsPusher:
     async def push(self) -> None:
         """Send once; a sum that is away is logged, for the samples are cumulative."""
         try:
-            await self._port.push(self._source, self._samples())
+            self._told(await self._port.push(self._source, self._samples()))
         except Unavailable as error:
             logger.info("metrics stay here for now: %s", error)
 

@@ -7,18 +7,19 @@ from collections.abc import Awaitable
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
-from fastapi import Header, Path, Response
+from fastapi import Header, Path, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from policies.errors import Unavailable, UnknownDecision, UnknownVersion
 from policies.versions import CHALLENGER, CHAMPION, PREVIOUS
 from services.actors import Ports
 from services.decision_ids import DecisionIds
-from services.router import DEFAULT_TENANT, HoldsChampion
+from services.door import caller_of
+from services.router import HoldsChampion
 from services.wire import ModelsOut, MoveIn, PricesIn, RollbackIn
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="Version number.")]
-Tenant = Annotated[str, Header(alias="x-barp-tenant", description="Whose decision it is.")]
+Tenant = Annotated[str | None, Header(alias="x-barp-tenant", description="Whose decision it is.")]
 
 
 class Operations:
@@ -85,12 +86,13 @@ class Operations:
 
     async def decision(
         self,
+        request: Request,
         decision_id: str,
-        header_tenant: Tenant = DEFAULT_TENANT,
+        header_tenant: Tenant = None,
         tenant: str | None = None,
     ) -> dict[str, Any]:
         """Show a decision as it was recorded, and what came back for it."""
-        tenant = tenant or header_tenant
+        tenant = caller_of(request.scope).acts_for(tenant or header_tenant)
         self._ids.verify(decision_id, tenant)
         record = await self._ports.aggregator.decision(decision_id)
         if record is None or record.get("tenant", tenant) != tenant:

@@ -45,6 +45,25 @@ class Unauthorised(RouterError):
     code = "unauthorised"
 
 
+class Forbidden(RouterError):
+    """A key that may not do this, or not for this tenant (HTTP 403)."""
+
+    code = "forbidden"
+
+
+class RateLimited(RouterError):
+    """A key that has spent what it may, for now (HTTP 429)."""
+
+    code = "rate_limited"
+
+    def __init__(
+        self, message: str, *, retry_after_s: int, field: str, value: object, allowed: str
+    ) -> None:
+        """Keep how long to wait, whole seconds."""
+        super().__init__(message, field=field, value=value, allowed=allowed)
+        self.retry_after_s = retry_after_s
+
+
 class BodyTooLarge(RouterError):
     """A body beyond the configured limit (HTTP 413)."""
 
@@ -66,6 +85,8 @@ class Expired(Conflict):
 # The first class that fits gives the status.
 _STATUSES: Final[Sequence[tuple[type[RouterError], int]]] = (
     (Unauthorised, 401),
+    (Forbidden, 403),
+    (RateLimited, 429),
     (BodyTooLarge, 413),
     (MethodNotAllowed, 405),
     (InvalidRequest, 422),
@@ -98,6 +119,8 @@ def refusal(error: RouterError) -> Response:
     """Answer with an error, and with Retry-After where trying again makes sense."""
     status = status_of(error)
     headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    if isinstance(error, RateLimited):
+        headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, Unauthorised):
         headers["www-authenticate"] = "Bearer"
     return Response(

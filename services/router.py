@@ -44,7 +44,8 @@ class RouterArgs:
         max_batch: Most requests in one batch call.
         max_feedback: Most outcomes in one feedback call.
         max_body_bytes: Largest request body accepted.
-        api_key_sha256: SHA-256 of the key callers must send, hexadecimal; None asks for none.
+        api_key_sha256: SHA-256 of a key that may do everything, hexadecimal; None for no such key.
+        keys_file: Where keys with scopes are kept; None for none.
         record_buffer: Decisions held at most while the ledger is away.
         record_flush_ms: Longest a decision waits in the replica, milliseconds.
         record_when_full: With a full buffer, drop the record or make the request wait.
@@ -62,6 +63,7 @@ class RouterArgs:
     max_feedback: int = 10_000
     max_body_bytes: int = 8 * 1024 * 1024
     api_key_sha256: str | None = None
+    keys_file: Path | None = None
     record_buffer: int = 20_000
     record_flush_ms: float = 50.0
     record_when_full: Literal["drop", "wait"] = "wait"

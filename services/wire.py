@@ -10,7 +10,7 @@ from policies.arms import Arm, PriceTable
 from policies.errors import InvalidPrompt
 from policies.interaction import Outcome
 from policies.preference import Preference
-from services.router import DEFAULT_TENANT, Routed, RouteRequest
+from services.router import Routed, RouteRequest
 
 MAX_LABEL: Final = 200
 MAX_TOKENS: Final = 1_000_000_000
@@ -81,19 +81,21 @@ class RouteIn(_Strict):
         default=None,
         description="Only models whose list price for this prompt is at most this, USD.",
     )
-    tenant: NonEmptyLabel = DEFAULT_TENANT
+    tenant: NonEmptyLabel | None = Field(
+        default=None, description="Whose request; without it the key's tenant, or `default`."
+    )
     session: Label | None = Field(
         default=None, description="Conversation it belongs to; an empty one is none."
     )
 
-    def to_request(self) -> RouteRequest:
-        """Return what the router takes; raises InvalidPrompt or InvalidPreference."""
+    def to_request(self, *, tenant: str) -> RouteRequest:
+        """Return what the router takes, for `tenant`; raises InvalidPrompt, InvalidPreference."""
         return RouteRequest(
             prompt=self._text(),
             preference=self.preference.to_preference() if self.preference else None,
             models=None if self.models is None else tuple(self.models),
             max_cost_usd=self.max_cost_usd,
-            tenant=self.tenant,
+            tenant=tenant,
             session=self.session or None,
         )
 
@@ -179,7 +181,9 @@ class FeedbackIn(_Strict):
     tokens_out: Tokens | None = None
     latency_ms: float | None = Field(default=None, description="How long the call took, ms.")
     final: bool = Field(default=False, description="Nothing more will come: learn from it now.")
-    tenant: NonEmptyLabel = DEFAULT_TENANT
+    tenant: NonEmptyLabel | None = Field(
+        default=None, description="Whose decision; without it the key's tenant, or `default`."
+    )
 
     def to_outcome(self) -> Outcome:
         """Return what the ledger takes; raises InvalidOutcome."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.client import DEFAULT_URL, SERVICE_FILE, ServiceClient, ServiceError, announced_url
+from cluster.client import DEFAULT_URL, SERVICE_FILE, ServiceClient, ServiceError, reach
+from services.keys import service_key
 
 
 @pytest.fixture
@@ -20,7 +21,21 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_running_service_is_found(state_dir: Path) -> None:
     left = {"url": "http://127.0.0.1:1234", "pid": os.getpid()}
     (state_dir / SERVICE_FILE).write_text(json.dumps(left))
-    assert announced_url() == "http://127.0.0.1:1234"
+    assert reach(None, None) == ("http://127.0.0.1:1234", None)
+    assert reach(None, "mine") == ("http://127.0.0.1:1234", "mine")
+
+
+def test_the_owner_of_the_state_folder_needs_no_key_and_gives_it_to_nobody_else(
+    state_dir: Path,
+) -> None:
+    (state_dir / SERVICE_FILE).write_text(
+        json.dumps({"url": "http://127.0.0.1:1234", "pid": os.getpid()})
+    )
+    (state_dir / "secret.key").write_bytes(bytes(32))
+    assert reach(None, None) == ("http://127.0.0.1:1234", service_key(bytes(32)))
+    assert reach("http://127.0.0.1:1234", None) == ("http://127.0.0.1:1234", None)
+    (state_dir / SERVICE_FILE).unlink()
+    assert reach(None, None) == (DEFAULT_URL, None)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +44,7 @@ def test_a_running_service_is_found(state_dir: Path) -> None:
 def test_what_a_killed_service_left_is_not_believed(state_dir: Path, left: str | None) -> None:
     if left is not None:
         (state_dir / SERVICE_FILE).write_text(left)
-    assert announced_url() == DEFAULT_URL
+    assert reach(None, None) == (DEFAULT_URL, None)
 
 
 def test_an_address_that_is_given_wins(state_dir: Path) -> None:

@@ -16,12 +16,29 @@ from cluster.launch import (
     usable_port,
 )
 from cluster.settings import Settings
+from services.keys import ApiKey, DamagedKeys, digest_of, new_key, write_keys
 
 
 def test_open_address_needs_a_key() -> None:
     with pytest.raises(LaunchError, match="BARP_API_KEY"):
         refuse_open_address(Settings(host="0.0.0.0"))
     refuse_open_address(Settings(host="127.0.0.1"))
+
+
+def test_a_key_file_with_a_key_opens_other_addresses(tmp_path: Path) -> None:
+    settings = Settings(host="0.0.0.0", state_dir=tmp_path)
+    key = ApiKey(name="a", sha256=digest_of(new_key()), scopes=frozenset({"route"}))
+    write_keys(tmp_path / "keys.json", [])
+    with pytest.raises(LaunchError, match="barp keys create"):
+        refuse_open_address(settings)
+    write_keys(tmp_path / "keys.json", [key])
+    refuse_open_address(settings)
+
+
+def test_a_damaged_key_file_is_refused_also_on_loopback(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text("{")
+    with pytest.raises(DamagedKeys, match="restore it"):
+        refuse_open_address(Settings(state_dir=tmp_path))
 
 
 def test_taken_port_is_named() -> None:

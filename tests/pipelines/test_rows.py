@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+
 import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
 from interactions import Interactions
 
-from pipelines.rows import HeldOut, read_rows, split_rows
+from pipelines.rows import HeldOut, bounded_by_tenant, read_rows, split_rows
 from policies.interaction import INTERACTION_SCHEMA, is_holdout
 
 
@@ -58,3 +63,42 @@ def test_rows_are_read_in_pages_up_to_a_bound() -> None:
     assert read_rows(source, after_seq=0, up_to_seq=30, max_rows=7).column(
         "seq"
     ).to_pylist() == list(range(1, 8))
+
+
+def of_tenants(counts: Mapping[str, int]) -> pa.Table:
+    """Rows of several tenants, in turn as they come."""
+    source = Interactions()
+    source.happen(sum(counts.values()))
+    names = [name for name, count in counts.items() for _ in range(count)]
+    column = pa.array(names, type=INTERACTION_SCHEMA.field("tenant").type)
+    return source.rows.set_column(
+        INTERACTION_SCHEMA.get_field_index("tenant"), INTERACTION_SCHEMA.field("tenant"), column
+    )
+
+
+def test_one_tenant_alone_is_not_bounded_and_a_share_of_one_bounds_nobody() -> None:
+    alone, two = of_tenants({"a": 20}), of_tenants({"a": 19, "b": 1})
+    assert bounded_by_tenant(alone, max_share=0.1).equals(alone)
+    assert bounded_by_tenant(two, max_share=1.0).equals(two)
+
+
+@given(
+    counts=st.dictionaries(st.sampled_from("abcde"), st.integers(1, 30), min_size=2),
+    share=st.floats(0.05, 0.95),
+)
+def test_no_tenant_gives_more_than_its_share(counts: dict[str, int], share: float) -> None:
+    rows = of_tenants(counts)
+    bounded = bounded_by_tenant(rows, max_share=share)
+
+    kept = Counter(bounded.column("tenant").to_pylist())
+    assert set(kept) == set(counts)
+    assert max(kept.values()) <= max(share, 1 / len(counts)) * len(bounded) + 1e-6
+    seqs = bounded.column("seq").to_pylist()
+    assert seqs == sorted(seqs)
+    # Only who is at the cap has lost anything, and a cap of one more would break the bound.
+    most = max(kept.values())
+    assert all(kept[name] == min(count, most) for name, count in counts.items())
+    if most < max(counts.values()):
+        more = [min(count, most + 1) for count in counts.values()]
+        assert most + 1 > max(share, 1 / len(counts)) * sum(more) - 1e-6
+    assert bounded_by_tenant(rows, max_share=share).equals(bounded)

@@ -28,14 +28,16 @@ def test_a_push_that_fails_is_made_good_by_the_last_one() -> None:
     class Away(FakeMetrics):
         away = True
 
-        async def push(self, source: str, samples: list[Sample]) -> None:
+        async def push(self, source: str, samples: list[Sample]) -> int:
             if self.away:
                 raise Unavailable("metrics does not answer")
-            await super().push(source, samples)
+            return await super().push(source, samples)
+
+    told: list[int] = []
 
     async def steps() -> FakeMetrics:
         actor, metrics = Away(), ReplicaMetrics()
-        pusher = MetricsPusher(actor, source="replica-1", samples=metrics.samples)
+        pusher = MetricsPusher(actor, source="replica-1", samples=metrics.samples, told=told.append)
         pusher.start()
         metrics.swaps.inc()
         await pusher.push()
@@ -45,3 +47,4 @@ def test_a_push_that_fails_is_made_good_by_the_last_one() -> None:
 
     samples = asyncio.run(steps()).samples["replica-1"]
     assert ("barp_swaps_total", {}, 1.0, "counter") in samples
+    assert told == [1]

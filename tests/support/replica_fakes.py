@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,6 +31,7 @@ from services.actors import Ports, Sample
 from services.api import Api
 from services.champion import Champion, LoadedCanary
 from services.decision_ids import DecisionIds
+from services.door import Door
 from services.feedback import Feedback
 from services.metrics import ReplicaMetrics
 from services.operations import Operations
@@ -259,9 +261,10 @@ class FakeMetrics:
     def __init__(self) -> None:
         self.samples: dict[str, list[Sample]] = {}
 
-    async def push(self, source: str, samples: list[Sample]) -> None:
+    async def push(self, source: str, samples: list[Sample]) -> int:
         """Replace what is known of a source."""
         self.samples[source] = samples
+        return len(self.samples)
 
     async def text(self) -> str:
         """Print the samples' names."""
@@ -361,6 +364,7 @@ class Replica:
     args: RouterArgs = field(default_factory=some_args)
     champion: HeldChampion = field(default_factory=lambda: HeldChampion(a_champion()))
     seed: int = 0
+    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
         """Put the parts together as `services.deployments` does."""
@@ -368,6 +372,12 @@ class Replica:
         self.aggregator, self.registry = FakeAggregator(), FakeRegistry()
         self.publisher, self.metrics_actor = FakePublisher(), FakeMetrics()
         self.metrics, self.ids = ReplicaMetrics(), DecisionIds(self.args.secret)
+        self.door = Door(
+            secret=self.args.secret,
+            api_key_sha256=self.args.api_key_sha256,
+            keys_file=self.args.keys_file,
+            clock=self.clock,
+        )
         self.router = Router(
             self.encoder,
             self.champion,
@@ -394,7 +404,9 @@ class Replica:
         operations = Operations(
             ports, self.champion, self.ids, replica_id="replica-1", encoder_id=ENCODER_ID
         )
-        return Api(self.router, feedback, operations, self.args, metrics=self.metrics)
+        return Api(
+            self.router, feedback, operations, self.args, door=self.door, metrics=self.metrics
+        )
 
     def call(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Send one HTTP request through the ASGI interface, as Serve does."""
