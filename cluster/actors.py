@@ -8,6 +8,7 @@ from typing import Any, Final
 import ray
 
 from cluster.settings import Settings, places
+from cluster.tenants import rulebook
 from pipelines.aggregator import AggregatorActor
 from pipelines.metrics import MetricsActor
 from pipelines.publisher import PublisherActor
@@ -80,7 +81,7 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
             {
                 "ledger_url": place.ledger_url,
                 "dataset_dir": str(place.dataset_dir),
-                "wait_window_s": settings.wait_window_s,
+                "rules": rulebook(settings),
                 "orphan_after_s": settings.orphan_after_s,
                 "export_every_s": settings.export_every_s,
             },

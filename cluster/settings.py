@@ -16,6 +16,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from pipelines.tenants import Signals
 from policies.encoder_files import EncoderKind
 
 Ingress = Literal["haproxy", "python"]
@@ -120,6 +121,21 @@ class Settings(BaseSettings):
     wait_window_s: float = Field(
         default=86_400.0, gt=0, description="How long an outcome may take after its decision, s."
     )
+    default_outcome: str = Field(
+        default="drop",
+        description="Quality of a decision for which none was reported in time, 0 to 1; `drop` "
+        "makes nothing up.",
+    )
+    quality_signals: Signals = Field(
+        default="latest",
+        description="Which of several qualities reported for one decision counts: the latest, "
+        "their mean, or the earliest.",
+    )
+    tenants_file: Path | None = Field(
+        default=None,
+        description="TOML file of tenants whose wait_window_s, default_outcome or "
+        "quality_signals differ.",
+    )
     orphan_after_s: float = Field(
         default=60.0, gt=0, description="An outcome without its decision is orphaned after this, s."
     )
@@ -184,6 +200,19 @@ class Settings(BaseSettings):
     alias_watch_s: float = Field(
         default=1.0, gt=0, description="How often the champion alias is read back, s."
     )
+
+    @field_validator("default_outcome", mode="before")
+    @classmethod
+    def _drop_or_a_quality(cls, value: object) -> str:
+        """Take `drop`, or a number from 0 to 1 as text or as one; raises ValueError."""
+        text = str(value)
+        try:
+            allowed = text == "drop" or 0 <= float(text) <= 1
+        except ValueError:
+            allowed = False
+        if not allowed:
+            raise ValueError("must be `drop` or a quality from 0 to 1")
+        return text
 
     @field_validator("learners")
     @classmethod
@@ -263,6 +292,7 @@ def resolved(settings: Settings) -> Settings:
             "artifact_dir": place.artifact_dir,
             "encoder_dir": place.encoder_dir,
             "keys_file": place.keys_file,
+            "tenants_file": settings.tenants_file and settings.tenants_file.expanduser().resolve(),
         }
     )
 

@@ -21,6 +21,7 @@ from pipelines.dataset import DamagedDataset, InteractionDataset, export
 from pipelines.group_commit import GroupCommit
 from pipelines.ledger import MAX_CLOSED, Ledger
 from pipelines.remote import call
+from pipelines.tenants import Rulebook
 from policies.arms import Arm, PriceTable, patched
 from policies.errors import RouterError
 from policies.interaction import JoinStatus, LedgerCounts, Outcome
@@ -212,7 +213,7 @@ class AggregatorActor:
         ledger_url: str,
         dataset_dir: str,
         *,
-        wait_window_s: float,
+        rules: Rulebook,
         orphan_after_s: float,
         export_every_s: float,
         publisher: str = "publisher",
@@ -220,7 +221,7 @@ class AggregatorActor:
         """Start at once; a database that is away is asked again with every call."""
         ledger = Ledger(
             ledger_url,
-            wait_window_s=wait_window_s,
+            rules=rules,
             orphan_after_s=orphan_after_s,
             clock=time.time,
         )

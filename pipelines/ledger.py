@@ -17,13 +17,14 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from pipelines import ledger_sql as sql
-from pipelines.joining import Group
+from pipelines.joining import MICROSECONDS, Group
 from pipelines.ledger_prices import insert_prices, select_price_history, select_prices
-from pipelines.ledger_rows import MICROSECONDS, decision_json, decision_rows, interaction_table
+from pipelines.ledger_rows import decision_json, decision_rows, interaction_table
 from pipelines.schema import create_missing, is_durable, open_engine
+from pipelines.tenants import Rulebook
 from policies.arms import PriceTable
 from policies.errors import InvalidRequest, Unavailable, UnknownArm
-from policies.interaction import JoinStatus, LedgerCounts, Outcome
+from policies.interaction import MAX_COST_USD, JoinStatus, LedgerCounts, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Ledger:
 
     Args:
         url: SQLAlchemy URL, `sqlite:///path` or `postgresql+psycopg://...`.
-        wait_window_s: How long an outcome may take after its decision, seconds.
+        rules: What each tenant's feedback is held to.
         orphan_after_s: An outcome without its decision counts as orphaned after this, seconds.
         clock: Seconds since the epoch, UTC.
         shard: Which of several writers this is.
@@ -53,12 +54,12 @@ class Ledger:
         self,
         url: str,
         *,
-        wait_window_s: float,
+        rules: Rulebook,
         orphan_after_s: float,
         clock: Callable[[], float],
         shard: int = 0,
     ) -> None:
-        self._wait_window_s, self._orphan_after_s = wait_window_s, orphan_after_s
+        self._rules, self._orphan_after_s = rules, orphan_after_s
         self._clock, self._shard = clock, shard
         # Never out of date: a price table does not change once it has a version.
         self._prices: dict[int, PriceTable] = {}
@@ -93,7 +94,7 @@ class Ledger:
         Raises:
             InvalidRequest: Another schema, or a text that the database cannot hold.
         """
-        rows = [decision_rows(batch, wait_window_s=self._wait_window_s) for batch in batches]
+        rows = [decision_rows(batch, rules=self._rules) for batch in batches]
         with self._writing() as connection:
             new = [sql.insert_decisions(connection, batch) for batch in rows]
             ids = [decision_id for batch in new for decision_id in batch]
@@ -210,7 +211,7 @@ class Ledger:
         unread = versions - self._prices.keys()
         if unread:
             self._prices |= select_price_history(connection, unread)
-        return Group(histories, price=self._price, now=self._now())
+        return Group(histories, price=self._price, rules=self._rules, now=self._now())
 
     def _store(self, connection: Connection, group: Group, totals: dict[str, int]) -> None:
         """Write what a group has changed, and count it."""
@@ -225,7 +226,11 @@ class Ledger:
         except (KeyError, UnknownArm):
             logger.warning("price table %d does not know the arm: its cost stays open", version)
             return None
-        return priced.cost_usd(tokens_in=tokens_in, tokens_out=tokens_out)
+        cost_usd = priced.cost_usd(tokens_in=tokens_in, tokens_out=tokens_out)
+        if cost_usd <= MAX_COST_USD:
+            return cost_usd
+        logger.warning("price table %d: tokens worth over %g USD stay open", version, MAX_COST_USD)
+        return None
 
     def _now(self) -> int:
         """Return the time in microseconds since the epoch."""

@@ -12,21 +12,22 @@ import numpy as np
 import pyarrow as pa
 from sqlalchemy import Row
 
+from pipelines.joining import MICROSECONDS
+from pipelines.tenants import Rulebook
 from policies.errors import InvalidRequest
 from policies.interaction import DECISION_SCHEMA, INTERACTION_SCHEMA
 
-MICROSECONDS: Final = 1_000_000
 TIMES: Final = frozenset({"decided_at", "closes_at", "received_at", "matured_at"})
 # Bytes in a database outlive the machine that wrote them.
 VECTORS: Final[dict[str, np.dtype[Any]]] = {"context": np.dtype("<f4"), "pmf": np.dtype("<f8")}
 
 
-def decision_rows(batch: pa.RecordBatch, *, wait_window_s: float) -> list[dict[str, Any]]:
+def decision_rows(batch: pa.RecordBatch, *, rules: Rulebook) -> list[dict[str, Any]]:
     """Lay decisions out as rows of the table `decisions`, in order.
 
     Args:
         batch: Schema DECISION_SCHEMA.
-        wait_window_s: How long outcomes may take from the moment of the decision, seconds.
+        rules: Say how long each tenant's outcomes may take from the moment of the decision.
 
     Raises:
         InvalidRequest: Another schema.
@@ -34,8 +35,14 @@ def decision_rows(batch: pa.RecordBatch, *, wait_window_s: float) -> list[dict[s
     if not batch.schema.equals(DECISION_SCHEMA):
         raise InvalidRequest("decisions of another schema than DECISION_SCHEMA", field="batch")
     columns = {name: _to_sql(name, batch.column(name)) for name in DECISION_SCHEMA.names}
-    window = round(wait_window_s * MICROSECONDS)
-    columns["closes_at"] = [decided_at + window for decided_at in columns["decided_at"]]
+    windows = {
+        tenant: round(rules.of(tenant).wait_window_s * MICROSECONDS)
+        for tenant in set(columns["tenant"])
+    }
+    columns["closes_at"] = [
+        decided_at + windows[tenant]
+        for decided_at, tenant in zip(columns["decided_at"], columns["tenant"], strict=True)
+    ]
     names = tuple(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

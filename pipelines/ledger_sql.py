@@ -20,7 +20,7 @@ from sqlalchemy import (
     update,
 )
 
-from pipelines.joining import COMPONENTS, Group, History, Received, Recorded, Values
+from pipelines.joining import COMPONENTS, FLAGS, Group, History, Received, Recorded, Values
 from pipelines.schema import (
     TOTALS,
     decisions,
@@ -36,8 +36,8 @@ from policies.interaction import INTERACTION_SCHEMA, LedgerCounts, Outcome
 # SQLite takes at most 32,766 parameters in a statement.
 MAX_PARAMETERS: Final = 10_000
 
-_RECORDED: Final = ("tenant", "arm", "price_version", "closes_at")
-_REPORTED: Final = ("decision_id", "event_id", *COMPONENTS, "final")
+_RECORDED: Final = ("tenant", "arm", "price_version", "closes_at", "deferred")
+_REPORTED: Final = ("decision_id", "event_id", *COMPONENTS, *FLAGS)
 _VALUES: Final = ("quality", "cost_usd", "latency_ms")
 # Columns of an interaction that are its own; the rest are its decision's.
 _OWN: Final = ("seq", "revision", *_VALUES, "matured_at")

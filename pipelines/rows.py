@@ -71,9 +71,13 @@ def heldout_mask(rows: pa.Table, *, share: float) -> pa.BooleanArray:
 
 
 def split_rows(rows: pa.Table, *, share: float) -> tuple[pa.Table, pa.Table]:
-    """Split rows into those to train on and those to judge on; by prompt, so both for ever."""
+    """Split rows into those to train on and those to judge on; by prompt, so both for ever.
+
+    Of a decision that was corrected within the rows only the latest revision stays.
+    """
     if not len(rows):
         return rows, rows
+    rows = latest_revisions(rows)
     mask = heldout_mask(rows, share=share)
     return rows.filter(pc.invert(mask)), rows.filter(mask)
 

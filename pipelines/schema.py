@@ -24,6 +24,7 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    false,
     inspect,
     make_url,
     text,
@@ -64,6 +65,7 @@ decisions = Table(
     Column("canary_share", Double, nullable=False, server_default=text("0")),
     Column("price_version", Integer, nullable=False),
     Column("closes_at", BigInteger, nullable=False),
+    Column("deferred", Boolean, nullable=False, server_default=false()),
 )
 
 # Decisions that have not matured and whose wait window has not closed: a small table beside the
@@ -89,6 +91,8 @@ outcomes = Table(
     Column("tokens_out", BigInteger),
     Column("latency_ms", Double),
     Column("final", Boolean, nullable=False),
+    Column("correction", Boolean, nullable=False, server_default=false()),
+    Column("activate", Boolean, nullable=False, server_default=false()),
 )
 # Ledger.counts: only those that wait are in it.
 Index(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +15,18 @@ from numpy.typing import NDArray
 
 from policies.errors import InvalidOutcome
 from policies.preference import Preference
+
+# No single call of a model costs, counts or lasts as much: a report beyond it is a slip, and one
+# such would outweigh thousands of true ones in what is believed of a model.
+MAX_COST_USD: Final = 10_000.0
+MAX_TOKENS: Final = 1_000_000_000
+MAX_LATENCY_MS: Final = 7 * 86_400_000.0  # a week
+_MOST: Final = {
+    "cost_usd": MAX_COST_USD,
+    "tokens_in": MAX_TOKENS,
+    "tokens_out": MAX_TOKENS,
+    "latency_ms": MAX_LATENCY_MS,
+}
 
 _TIME: Final = pa.timestamp("us", tz="UTC")
 
@@ -41,14 +52,18 @@ DECISION_SCHEMA: Final = pa.schema(
         pa.field("canary_version", pa.int32()),
         pa.field("canary_share", pa.float64(), nullable=False),
         pa.field("price_version", pa.int32(), nullable=False),
+        pa.field("deferred", pa.bool_(), nullable=False),
     ]
 )
+
+# What an interaction does not repeat: one that exists was never deferred, or was activated.
+_UNREPEATED: Final = frozenset({"deferred"})
 
 INTERACTION_SCHEMA: Final = pa.schema(
     [
         pa.field("seq", pa.int64(), nullable=False),
         pa.field("revision", pa.int32(), nullable=False),
-        *DECISION_SCHEMA,
+        *(field for field in DECISION_SCHEMA if field.name not in _UNREPEATED),
         pa.field("quality", pa.float64()),
         pa.field("cost_usd", pa.float64()),
         pa.field("latency_ms", pa.float64()),
@@ -82,6 +97,7 @@ class Decision:
             `policy_version` is the champion.
         canary_version: The canary that ran, whoever of the two drew; None without one.
         canary_share: Probability that the canary draws, 0 without one.
+        deferred: Whether it is learned from only once a report activates it.
     """
 
     decision_id: str
@@ -102,6 +118,7 @@ class Decision:
     champion_version: int | None = None
     canary_version: int | None = None
     canary_share: float = 0.0
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +134,8 @@ class Outcome:
         tokens_out: Answer tokens, priced where no cost is given.
         latency_ms: How long the call took, milliseconds.
         final: Whether nothing more will come, so that the interaction may be learned from now.
+        correction: Whether the components it names replace all earlier reports of them.
+        activate: Whether the model was used after all, for a decision that was deferred.
     """
 
     decision_id: str
@@ -127,6 +146,8 @@ class Outcome:
     tokens_out: int | None = None
     latency_ms: float | None = None
     final: bool = False
+    correction: bool = False
+    activate: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be true; raises InvalidOutcome."""
@@ -137,22 +158,22 @@ class Outcome:
                 value=self.quality,
                 allowed="0 to 1",
             )
-        for field in ("cost_usd", "tokens_in", "tokens_out", "latency_ms"):
+        for field, most in _MOST.items():
             value = getattr(self, field)
-            if value is not None and not (math.isfinite(value) and value >= 0):
+            if value is not None and not 0 <= value <= most:
                 raise InvalidOutcome(
-                    f"{field}={value} must be finite and >= 0",
+                    f"{field}={value} must be in [0, {most:g}]",
                     field=field,
                     value=value,
-                    allowed="finite, >= 0",
+                    allowed=f"0 to {most:g}",
                 )
         reported = (self.quality, self.cost_usd, self.tokens_in, self.tokens_out, self.latency_ms)
-        if all(part is None for part in reported) and not self.final:
+        if all(part is None for part in reported) and not (self.final or self.activate):
             raise InvalidOutcome(
                 "an outcome must report something",
                 field="quality",
                 allowed="at least one of quality, cost_usd, tokens_in, tokens_out, latency_ms, "
-                "or final",
+                "final or activate",
             )
 
 
@@ -245,6 +266,23 @@ def contexts(rows: pa.Table) -> NDArray[np.float32]:
     if len(lengths) != 1:
         raise ValueError(f"contexts of several lengths in one batch: {sorted(lengths)}")
     return values.reshape(len(rows), -1)
+
+
+def issued_at(decision_id: str) -> int | None:
+    """Read from a decision id when it was issued, microseconds since the epoch.
+
+    It begins with a UUIDv7 (RFC 9562), whose first 48 bits count milliseconds. None where it does
+    not.
+
+    >>> issued_at("01890d7d-2c96-774b-bcce-b302099a8057.tag")
+    1688148454550000
+    """
+    if len(decision_id) < 36 or decision_id[14] != "7" or decision_id[8] != "-":
+        return None
+    try:
+        return int(decision_id[:8] + decision_id[9:13], 16) * 1000
+    except ValueError:
+        return None
 
 
 def is_holdout(prompt_hash: str, share: float) -> bool:

@@ -9,7 +9,6 @@ from typing import Final
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
-CANARY: Final = "canary"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

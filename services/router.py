@@ -81,6 +81,7 @@ class RouteRequest:
         max_cost_usd: Upper bound on a model's list cost for this prompt, USD.
         tenant: Whose request.
         session: Conversation it belongs to, None where it stands alone.
+        deferred: Whether it is learned from only once feedback activates it.
     """
 
     prompt: str
@@ -89,6 +90,7 @@ class RouteRequest:
     max_cost_usd: float | None = None
     tenant: str = DEFAULT_TENANT
     session: str | None = None
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +260,7 @@ class Router:
             champion_version=None if canary is None else champion.version,
             canary_version=None if canary is None else canary.version,
             canary_share=0.0 if canary is None else canary.share,
+            deferred=request.deferred,
         )
         return Routed(decision=decision, expected=_expected(drawer, row, chosen))
 

@@ -8,12 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from policies.arms import Arm, PriceTable
 from policies.errors import InvalidPrompt
-from policies.interaction import Outcome
+from policies.interaction import MAX_TOKENS, Outcome
 from policies.preference import Preference
 from services.router import Routed, RouteRequest
 
 MAX_LABEL: Final = 200
-MAX_TOKENS: Final = 1_000_000_000
 
 # Names end up in the ledger, where PostgreSQL takes no NUL, and in headers and logs.
 Label = Annotated[str, StringConstraints(max_length=MAX_LABEL, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -87,6 +86,10 @@ class RouteIn(_Strict):
     session: Label | None = Field(
         default=None, description="Conversation it belongs to; an empty one is none."
     )
+    deferred: bool = Field(
+        default=False,
+        description="Learned from only once feedback says `activate`, within the wait window.",
+    )
 
     def to_request(self, *, tenant: str) -> RouteRequest:
         """Return what the router takes, for `tenant`; raises InvalidPrompt, InvalidPreference."""
@@ -97,6 +100,7 @@ class RouteIn(_Strict):
             max_cost_usd=self.max_cost_usd,
             tenant=tenant,
             session=self.session or None,
+            deferred=self.deferred,
         )
 
     def _text(self) -> str:
@@ -181,6 +185,12 @@ class FeedbackIn(_Strict):
     tokens_out: Tokens | None = None
     latency_ms: float | None = Field(default=None, description="How long the call took, ms.")
     final: bool = Field(default=False, description="Nothing more will come: learn from it now.")
+    correction: bool = Field(
+        default=False, description="What it names replaces all that was reported of it before."
+    )
+    activate: bool = Field(
+        default=False, description="The model was used after all: for a decision with `deferred`."
+    )
     tenant: NonEmptyLabel | None = Field(
         default=None, description="Whose decision; without it the key's tenant, or `default`."
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import ray
 from clock import Clock
-from ledgers import ARM, TENANT, WAIT_WINDOW_S, batch, decision, open_ledger
+from ledgers import ARM, RULES, TENANT, WAIT_WINDOW_S, batch, decision, open_ledger
 
 from pipelines.aggregator import Aggregator, AggregatorActor
 from pipelines.dataset import DamagedDataset, InteractionDataset
@@ -205,7 +205,7 @@ def test_the_actor_keeps_what_it_acknowledged_when_it_is_killed(
         .remote(
             f"sqlite:///{tmp_path / 'ledger.db'}",
             str(tmp_path / "interactions"),
-            wait_window_s=WAIT_WINDOW_S,
+            rules=RULES,
             orphan_after_s=60.0,
             export_every_s=0.05,
             publisher="no-publisher-of-that-name",

