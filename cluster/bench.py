@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -58,6 +59,25 @@ def bench_quality(
     exploration_total: Annotated[
         float, typer.Option(help="Probability that learners share evenly over the arms.")
     ] = 0.02,
+    first_seed: Annotated[
+        int, typer.Option(help="First of the seeds: settings are chosen on others than reported.")
+    ] = 0,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A learner's setting, `barp-dr.head=linear`; may be given again."
+        ),
+    ] = None,
+    cost_ceiling_usd: Annotated[
+        float | None,
+        typer.Option(help="tau, USD; 1 leaves costs unscaled. Else the dearest model's mean."),
+    ] = None,
+    fresh_draws: Annotated[
+        bool, typer.Option(help="Thompson draws anew for each request, not the version's own.")
+    ] = False,
+    perturb: Annotated[
+        str, typer.Option(help="Judge on prompts written differently too: typos,lower,reworded.")
+    ] = "",
     references: Annotated[
         ReferenceSet, typer.Option(help="`simple` leaves out full-information routers and peers.")
     ] = "all",
@@ -84,10 +104,15 @@ def bench_quality(
         missing=missing,
         holdout_tasks=_names(holdout_tasks),
         exploration_total=exploration_total,
+        first_seed=first_seed,
+        settings=tuple(changes or ()),
+        cost_ceiling_usd=cost_ceiling_usd,
+        fresh_draws=fresh_draws,
     )
     with steps_progress() as show:
-        trained_on = encoded_outcomes(train, encoder, cache_dir, progress=show)
-        judged_on = test and encoded_outcomes(test, encoder, cache_dir, progress=show)
+        encoded = partial(encoded_outcomes, encoder=encoder, cache_dir=cache_dir, progress=show)
+        trained_on = encoded(train, perturbed=() if test else _names(perturb))
+        judged_on = test and encoded(test, perturbed=_names(perturb))
         results = run_quality(
             plan, trained_on, judged_on or None, references=references, progress=show
         )

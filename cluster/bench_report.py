@@ -41,6 +41,13 @@ def show_quality(report: QualityReport) -> None:
             f"{one['cost_per_1k_at_1']:.3f}",
         )
     console.print(table)
+    for name, one in found["learners"].items():
+        for kind, change in one["perturbed"].items():
+            kept, lost = change["choices_kept"], change["reward_lost"]
+            console.print(
+                f"{name}, prompts {kind}: {kept['mean']:.1%} of choices kept, reward lost "
+                f"{_interval(lost, '+.4f')}"
+            )
     monotone = [name for name, one in found["learners"].items() if one["monotone"]]
     lowest = found["lowest_regret"]
     console.print(
@@ -51,6 +58,11 @@ def show_quality(report: QualityReport) -> None:
         f"monotone: {', '.join(monotone) or 'none'}; least regret: {lowest['name']}, "
         f"{found['default']} minus it {_interval(lowest['default_minus_lowest'], '+.4f')}"
     )
+    for name, difference in found["regret_default_minus"].items():
+        console.print(
+            f"  regret of {found['default']} minus {name}'s, paired: "
+            f"{_interval(difference, '+.4f')}"
+        )
 
 
 def show_serve(found: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.contenders import PRICE_VERSION, Contender, LearnerContender
-from pipelines.quality import GRID, EncodedOutcomes, contender_of, learner_named, prepared
+from pipelines.learner_settings import learner_named
+from pipelines.quality import GRID, EncodedOutcomes, contender_of, prepared
 from pipelines.quality_plan import QualityPlan, StreamDraws, delays, first_requests, split_rows
 from pipelines.quality_stream import TrainingPart, play
 from policies.evaluation import (

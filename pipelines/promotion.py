@@ -7,58 +7,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from pipelines.history import MS_PER_S, AliasHistory, RecordStore, iso
+from pipelines.history import MS_PER_S, AliasHistory, iso
+from pipelines.promotion_ports import PromotionStatus, PublisherPort, VersionStore
 from policies.artifact import PolicyArtifact
 from policies.errors import ArtifactError, Conflict, Unavailable, UnknownVersion
-from policies.versions import CHAMPION, PREVIOUS, AliasMove, Rollout
+from policies.publication import Canary
+from policies.versions import CANARY, CHAMPION, PREVIOUS, AliasMove
 
 logger = logging.getLogger(__name__)
 
 FOREIGN: Final = "mlflow"
 # What a rollback promises: all replicas within a second.
 ROLLOUT_WAIT_S: Final = 1.0
-
-
-class VersionStore(RecordStore, Protocol):
-    """Where versions and aliases are kept. Every method raises Unavailable while it is away."""
-
-    def files(self, version: int) -> dict[str, bytes]:
-        """Read a version's files; raises UnknownVersion, or ArtifactError where one is gone."""
-
-    def point(self, alias: str, version: int) -> None:
-        """Point an alias at a version."""
-
-    def pointed_at(self, alias: str) -> int | None:
-        """Return the version an alias points at, None where there is no such alias."""
-
-
-class PublisherPort(Protocol):
-    """Whoever brings a version to the replicas. Every method raises Unavailable."""
-
-    def publish(self, version: int, files: Mapping[str, bytes]) -> int:
-        """Announce a version; return the revision."""
-
-    def rollout(self, revision: int, timeout_s: float) -> Rollout:
-        """Wait up to `timeout_s` seconds for the replicas."""
-
-    def version(self) -> int | None:
-        """Return the version announced last."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromotionStatus:
-    """What serves, and what is refused.
-
-    Attributes:
-        champion: The version that serves, None before the first promotion.
-        refused: Why the alias `champion` is not obeyed, None where it is.
-    """
-
-    champion: int | None
-    refused: str | None
+DEFAULT_CANARY_SHARE: Final = 0.2
 
 
 class Promotion:
@@ -68,16 +31,23 @@ class Promotion:
         store: Where versions and aliases are kept.
         publisher: Brings a new champion to the replicas.
         clock: Seconds since the epoch, UTC.
+        canary_share: Share of the requests that a version on trial decides, in (0, 1).
 
     Raises:
         Unavailable: The store is away; by every method alike.
     """
 
     def __init__(
-        self, store: VersionStore, *, publisher: PublisherPort, clock: Callable[[], float]
+        self,
+        store: VersionStore,
+        *,
+        publisher: PublisherPort,
+        clock: Callable[[], float],
+        canary_share: float = DEFAULT_CANARY_SHARE,
     ) -> None:
         """Settle what a crash left half done, then read back what serves."""
         self._store, self._publisher, self._clock = store, publisher, clock
+        self._canary_share, self._canary = canary_share, store.pointed_at(CANARY)
         self._history = AliasHistory(store, clock=clock)
         self._refused: str | None = None
         last = self._history.moves(limit=1)
@@ -148,6 +118,41 @@ class Promotion:
             )
         return self.promote(target, who=who, why=why)
 
+    def start_canary(self, version: int, *, instead_of: int) -> None:
+        """Let a version decide for its share of the requests, until it ends or is promoted.
+
+        Args:
+            version: The version's number.
+            instead_of: The champion that it is compared with.
+
+        Raises:
+            Conflict: Another version serves than that, or the version itself serves.
+            UnknownVersion: There is no such version.
+            ArtifactError: Its files are damaged, or of another encoder than the champion's.
+        """
+        self._follow_alias()
+        if instead_of != self._champion or version == self._champion:
+            raise Conflict(
+                f"version {version} is to be tried beside {instead_of}; {self._champion} serves",
+                field="instead_of",
+                value=instead_of,
+                allowed=str(self._champion),
+            )
+        files = self._checked(self._champion)
+        canary = self._on_trial(version, files)
+        self._store.point(CANARY, version)
+        self._canary = version
+        logger.info("version %d on trial beside %d", version, self._champion)
+        self._roll_out(self._champion, files, canary)
+
+    def stop_canary(self) -> None:
+        """Let the champion decide alone again."""
+        self._follow_alias()
+        self._store.unpoint(CANARY)
+        self._canary = None
+        if self._champion is not None:
+            self._roll_out(self._champion, self._store.files(self._champion))
+
     def champion(self) -> int | None:
         """Return the version that serves, None before the first promotion."""
         return self._champion
@@ -158,13 +163,52 @@ class Promotion:
 
     def status(self) -> PromotionStatus:
         """Say what serves, and whether the alias is obeyed."""
-        return PromotionStatus(champion=self._champion, refused=self._refused)
+        return PromotionStatus(champion=self._champion, canary=self._canary, refused=self._refused)
 
     def watch(self) -> None:
         """Obey an alias moved by others, and bring the publisher up to date; call it often."""
         self._follow_alias()
-        if self._champion is not None and self._publisher.version() != self._champion:
-            self._publisher.publish(self._champion, self._store.files(self._champion))
+        self._follow_canary()
+        champion = self._champion
+        if champion is not None and self._publisher.deciding() != (champion, self._canary):
+            files = self._store.files(champion)
+            canary = None if self._canary is None else self._on_trial(self._canary, files)
+            self._publisher.publish(champion, files, canary)
+
+    def _follow_canary(self) -> None:
+        """Take up a canary that was named or ended with MLflow's own client, if it can serve."""
+        version = self._store.pointed_at(CANARY)
+        if version == self._canary or self._champion is None:
+            return
+        if version is not None:
+            try:
+                self._on_trial(version, self._store.files(self._champion))
+            except (UnknownVersion, ArtifactError) as error:
+                self._refuse(f"{CANARY} points at {version}: {error}")
+                version = None
+        self._canary = version
+
+    def _on_trial(self, version: int, champion_files: Mapping[str, bytes]) -> Canary:
+        """Read a version that can be tried beside the champion; see `start_canary` for errors."""
+        canary = Canary(version=version, files=self._checked(version), share=self._canary_share)
+        encoders = [
+            artifact.encoder_id
+            for artifact in (canary.artifact(), PolicyArtifact.from_files(champion_files))
+        ]
+        if encoders[0] != encoders[1]:
+            raise ArtifactError(
+                f"version {version} was trained on encoder {encoders[0]}",
+                field="encoder_id",
+                value=encoders[0],
+                allowed=encoders[1],
+            )
+        return canary
+
+    def _refuse(self, reason: str) -> None:
+        """Say once why an alias is not obeyed."""
+        if reason != self._refused:
+            logger.error("alias not obeyed, version %s stays: %s", self._champion, reason)
+        self._refused = reason
 
     def _follow_alias(self) -> None:
         """Take up a move that was made with MLflow's own client, if the version can serve."""
@@ -178,10 +222,7 @@ class Promotion:
                 raise UnknownVersion("the alias is gone", field="version")
             files = self._checked(version)
         except (UnknownVersion, ArtifactError) as error:
-            reason = f"{CHAMPION} points at {version}: {error}"
-            if reason != self._refused:
-                logger.error("alias not obeyed, version %s stays: %s", self._champion, reason)
-            self._refused = reason
+            self._refuse(f"{CHAMPION} points at {version}: {error}")
         else:
             why = "alias moved with MLflow's own client or page"
             self._move(version, files, who=FOREIGN, why=why)
@@ -204,16 +245,22 @@ class Promotion:
         return move
 
     def _point(self, move: AliasMove) -> None:
-        """Point the aliases where a move says; doing it twice changes nothing."""
+        """Point the aliases where a move says; doing it twice changes nothing.
+
+        A trial ends with the champion it was a trial against.
+        """
+        self._store.unpoint(CANARY)
         self._store.point(CHAMPION, move.version)
-        self._champion, self._refused = move.version, None
+        self._champion, self._canary, self._refused = move.version, None, None
         if move.previous is not None:
             self._store.point(PREVIOUS, move.previous)
 
-    def _roll_out(self, version: int, files: Mapping[str, bytes]) -> tuple[int, int]:
+    def _roll_out(
+        self, version: int, files: Mapping[str, bytes], canary: Canary | None = None
+    ) -> tuple[int, int]:
         """Bring a version to the replicas; return how many have it and how many not yet."""
         try:
-            revision = self._publisher.publish(version, files)
+            revision = self._publisher.publish(version, files, canary)
             rollout = self._publisher.rollout(revision, ROLLOUT_WAIT_S)
         except Unavailable as error:
             logger.warning("version %d not published yet, `watch` will: %s", version, error)

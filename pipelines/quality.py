@@ -7,13 +7,14 @@ held-out prompts. METHOD's protocols and metrics; what is printed of them is in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.contenders import PRICE_VERSION, Contender, LearnerContender
+from pipelines.learner_settings import learner_named
 from pipelines.outcomes import OutcomeTable, arms_with_prices
 from pipelines.paretobandit import ParetoBanditContender
 from pipelines.quality_plan import (
@@ -27,7 +28,6 @@ from pipelines.quality_plan import (
 from pipelines.quality_stream import TrainingPart, play
 from policies.bandits import BANDITS, BanditLearner, BanditSettings
 from policies.errors import InvalidRequest
-from policies.learners import LEARNERS
 from policies.learning import Learner, LearnerSpec
 from policies.performance import Performance, best_choices, choices_of, performance
 from policies.predictors import FullInformation, predictions
@@ -58,15 +58,35 @@ class EncodedOutcomes:
         table: The outcomes, n prompts and K arms.
         contexts: Float32, shape (n, context_dim).
         encoder_id: Which encoder made them.
+        perturbed: Contexts of the same prompts written differently, by the way they are.
     """
 
     table: OutcomeTable
     contexts: Contexts
     encoder_id: str
+    perturbed: Mapping[str, Contexts] = field(default_factory=dict)
 
     def take(self, rows: NDArray[np.int64]) -> EncodedOutcomes:
         """Keep some prompts."""
-        return replace(self, table=self.table.take(rows), contexts=self.contexts[rows])
+        return replace(
+            self,
+            table=self.table.take(rows),
+            contexts=self.contexts[rows],
+            perturbed={name: contexts[rows] for name, contexts in self.perturbed.items()},
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerturbedResult:
+    """What became of choices, exploration off, on prompts written differently.
+
+    Attributes:
+        kept: Share of choices that stayed, over preferences and prompts.
+        found: What they earned.
+    """
+
+    kept: float
+    found: Performance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +97,13 @@ class OnlineResult:
         regret: Of each request of its stream, shape (T,).
         greedy: What it had learned, exploration off, on the held-out prompts.
         served: The pmf as served there.
+        perturbed: Choices on the same prompts written differently, by the way they are.
     """
 
     regret: Array
     greedy: Performance
     served: Performance
+    perturbed: Mapping[str, PerturbedResult]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +147,7 @@ def run_quality(
     Raises:
         InvalidRequest: A learner or task that does not exist, or test outcomes of other arms.
     """
-    learners = {name: learner_named(name) for name in plan.learners}
+    learners = {name: learner_named(name, plan.settings) for name in plan.learners}
     if test is not None and test.table.arms != train.table.arms:
         raise InvalidRequest(
             f"test={', '.join(test.table.arms)} must hold the models of the training file",
@@ -136,8 +158,8 @@ def run_quality(
     names = [*peers, *learners]
     total = plan.seeds * (1 + len(names))
     results = []
-    for seed in range(plan.seeds):
-        done = seed * (1 + len(names))
+    for run_number, seed in enumerate(plan.run_seeds):
+        done = run_number * (1 + len(names))
         progress(f"seed {seed}: references", done, total)
         run = prepared(plan, train, test, seed=seed)
         found = _references(run, references)
@@ -159,19 +181,6 @@ def run_quality(
     return results
 
 
-def learner_named(name: str) -> Learner:
-    """Make a learner by name; raises InvalidRequest."""
-    if name not in LEARNERS:
-        allowed = ", ".join(LEARNERS)
-        raise InvalidRequest(
-            f"learners={name} must be some of {allowed}",
-            field="learners",
-            value=name,
-            allowed=allowed,
-        )
-    return LEARNERS[name]()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedRun:
     """One seed's parts and stream.
@@ -182,6 +191,7 @@ class SeedRun:
         part: What streams are made of.
         held_out: What is judged on.
         held_out_tasks: The tasks of its prompts, shape (n,).
+        perturbed: Its contexts where the prompts are written differently.
         draws: Every chance of the stream.
     """
 
@@ -190,18 +200,19 @@ class SeedRun:
     part: TrainingPart
     held_out: HeldOut
     held_out_tasks: tuple[str, ...]
+    perturbed: Mapping[str, Contexts]
     draws: StreamDraws
 
 
 def prepared(
     plan: QualityPlan, train: EncodedOutcomes, test: EncodedOutcomes | None, *, seed: int
 ) -> SeedRun:
-    """Part the prompts, draw the stream, take tau and prices from the training part."""
+    """Part the prompts, draw the stream; prices, and tau unless given, are the training part's."""
     if test is None:
         train_rows, test_rows = split_rows(plan, train.table, seed=seed)
         train, test = train.take(train_rows), train.take(test_rows)
     arms = arms_with_prices(train.table)
-    ceiling_usd = float(train.table.costs.mean(axis=0).max())
+    ceiling_usd = plan.cost_ceiling_usd or float(train.table.costs.mean(axis=0).max())
     return SeedRun(
         seed=seed,
         plan=plan,
@@ -221,6 +232,7 @@ def prepared(
             cost_ceiling_usd=ceiling_usd,
         ),
         held_out_tasks=test.table.datasets,
+        perturbed=test.perturbed,
         draws=draw_stream(plan, len(train.table), seed=seed),
     )
 
@@ -228,7 +240,7 @@ def prepared(
 def _references(run: SeedRun, which: ReferenceSet) -> dict[str, Performance]:
     """Judge every rule that learns nothing online."""
     table, held_out = run.part.table, run.held_out
-    choices = fixed_choices(held_out, table.scores, table.costs, GRID)
+    choices = fixed_choices(held_out, table.scores, table.costs, GRID, seed=run.seed)
     if which == "all":
         full = FullInformation(
             contexts=run.part.contexts,
@@ -256,14 +268,33 @@ def contender_of(name: str, learner: Learner | None, run: SeedRun) -> Contender:
         price_version=PRICE_VERSION,
         seed=run.seed,
     )
-    return LearnerContender(learner or BANDIT_LEARNERS[name], spec)
+    if learner is None:
+        return LearnerContender(BANDIT_LEARNERS[name], spec)
+    return LearnerContender(learner, spec, fresh_draws=run.plan.fresh_draws)
 
 
 def _online(run: SeedRun, contender: Contender) -> OnlineResult:
     """Play the stream, then judge what was learned."""
     regret = play(contender, run.part, run.draws)
-    greedy, served = (
-        performance(choices_of(pmf, run.held_out, GRID), run.held_out, GRID)
-        for pmf in (contender.greedy_pmf, contender.pmf)
+    held_out = run.held_out
+    choices, served = (
+        choices_of(pmf, held_out, GRID) for pmf in (contender.greedy_pmf, contender.pmf)
     )
-    return OnlineResult(regret=regret, greedy=greedy, served=served)
+    return OnlineResult(
+        regret=regret,
+        greedy=performance(choices, held_out, GRID),
+        served=performance(served, held_out, GRID),
+        perturbed={
+            name: _perturbed(contender, replace(held_out, contexts=contexts), choices)
+            for name, contexts in run.perturbed.items()
+        },
+    )
+
+
+def _perturbed(contender: Contender, held_out: HeldOut, before: Array) -> PerturbedResult:
+    """Choose again on other contexts of the same prompts."""
+    after = choices_of(contender.greedy_pmf, held_out, GRID)
+    return PerturbedResult(
+        kept=float(np.minimum(before, after).sum(axis=2).mean()),
+        found=performance(after, held_out, GRID),
+    )

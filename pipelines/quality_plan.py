@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -37,6 +38,10 @@ class QualityPlan:
         missing: Share of outcomes that never come; above 0 the delay also depends on the answer.
         holdout_tasks: Tasks left out of training; only their prompts are judged on.
         exploration_total: Probability each learner shares over the arms.
+        first_seed: The first of the runs' seeds; settings are chosen on others than are reported.
+        settings: Changed settings of learners, as `learner.setting=value`.
+        cost_ceiling_usd: tau, USD; None takes the mean cost of the dearest arm in training.
+        fresh_draws: Draw anew for each request what a Thompson policy has stored in its version.
     """
 
     learners: tuple[str, ...]
@@ -49,10 +54,23 @@ class QualityPlan:
     missing: float = 0.0
     holdout_tasks: tuple[str, ...] = ()
     exploration_total: float = DEFAULT_EXPLORATION_TOTAL
+    first_seed: int = 0
+    settings: tuple[str, ...] = ()
+    cost_ceiling_usd: float | None = None
+    fresh_draws: bool = False
+
+    @property
+    def run_seeds(self) -> range:
+        """The seed of each run."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no measurement; raises InvalidRequest."""
         _check("seeds", self.seeds, ">= 1", self.seeds >= 1)
+        _check("first_seed", self.first_seed, ">= 0", self.first_seed >= 0)
+        ceiling = self.cost_ceiling_usd
+        given = ceiling is None or 0 < ceiling < math.inf
+        _check("cost_ceiling_usd", ceiling, "above 0 USD, finite", given)
         _check("split", self.split, "above 0 and below 1", 0 < self.split < 1)
         _check("delay", self.delay, ">= 0 prompts", self.delay >= 0)
         _check("passes", self.passes, ">= 1", self.passes >= 1)

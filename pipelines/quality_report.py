@@ -112,6 +112,12 @@ class QualityReport:
         lowest = min(regrets, key=lambda name: regrets[name].mean)
         return lowest, SeedMean(values=regrets[self.default].values - regrets[lowest].values)
 
+    def regret_against(self) -> dict[str, SeedMean]:
+        """Return the default learner's regret minus each other contender's, paired by seed."""
+        mine = self.regret(self.default).values
+        others = (name for name in self.contenders if name != self.default)
+        return {name: SeedMean(values=mine - self.regret(name).values) for name in others}
+
     def to_json(self) -> dict[str, Any]:
         """Return the object that `barp bench quality --json` prints."""
         first = self.results[0]
@@ -136,15 +142,21 @@ class QualityReport:
             "protocol": plan.protocol,
             "stream": plan.stream,
             "seeds": plan.seeds,
+            "first_seed": plan.first_seed,
             "delay": plan.delay,
             "passes": plan.passes,
             "missing": plan.missing,
             "holdout_tasks": list(plan.holdout_tasks),
             "exploration_total": plan.exploration_total,
+            "settings": list(plan.settings),
+            "fresh_draws": plan.fresh_draws,
             "references": references,
             "learners": {name: self._learner(name) for name in first.learners},
             "default": self.default,
             "lowest_regret": {"name": lowest, "default_minus_lowest": difference.to_json()},
+            "regret_default_minus": {
+                name: one.to_json() for name, one in self.regret_against().items()
+            },
         }
 
     def _reference(self, of: Callable[[SeedResult], Performance]) -> dict[str, Any]:
@@ -152,8 +164,7 @@ class QualityReport:
         return {
             "reward": self.over_seeds(lambda result: float(of(result).reward.mean())).mean,
             "gap_closed": self.gap(of).mean,
-            "score_at_1": self.over_seeds(lambda result: score_at_1(of(result))).mean,
-            "cost_per_1k_at_1": self.over_seeds(lambda result: cost_per_1k_at_1(of(result))).mean,
+            **self._at_1(of),
         }
 
     def _learner(self, name: str) -> dict[str, Any]:
@@ -168,12 +179,40 @@ class QualityReport:
             "reward": self.over_seeds(lambda result: float(greedy(result).reward.mean())).to_json(),
             "online_regret": self.regret(name).to_json(),
             "curve": self._curve(name),
-            "score_at_1": self.over_seeds(lambda result: score_at_1(greedy(result))).mean,
-            "cost_per_1k_at_1": self.over_seeds(
-                lambda result: cost_per_1k_at_1(greedy(result))
-            ).mean,
+            **self._at_1(greedy),
+            "perturbed": {
+                kind: self._perturbed(name, kind) for kind in self.online(name)[0].perturbed
+            },
             "arm_share": self.arm_share(name),
             "monotone": self.monotone(name),
+        }
+
+    def _at_1(self, of: Callable[[SeedResult], Performance]) -> dict[str, float]:
+        """Describe a rule where only quality counts, also against always the largest model."""
+
+        def over_largest(result: SeedResult) -> float:
+            return score_at_1(of(result)) / score_at_1(result.references["largest"]) - 1.0
+
+        return {
+            "score_at_1": self.over_seeds(lambda result: score_at_1(of(result))).mean,
+            "score_at_1_over_largest": self.over_seeds(over_largest).mean,
+            "cost_per_1k_at_1": self.over_seeds(lambda result: cost_per_1k_at_1(of(result))).mean,
+        }
+
+    def _perturbed(self, name: str, kind: str) -> dict[str, Any]:
+        """Say what a learner's choices are worth on prompts written differently."""
+        online = self.online(name)
+        lost = [
+            one.greedy.reward.mean() - one.perturbed[kind].found.reward.mean() for one in online
+        ]
+        return {
+            "choices_kept": SeedMean(
+                values=np.array([one.perturbed[kind].kept for one in online])
+            ).to_json(),
+            "reward_lost": SeedMean(values=np.array(lost)).to_json(),
+            "gap_closed": self.gap(
+                lambda result: result.learners[name].perturbed[kind].found
+            ).to_json(),
         }
 
     def arm_share(self, name: str) -> dict[str, dict[str, float]]:

@@ -174,6 +174,19 @@ class Registry:
             self._client.set_registered_model_alias(MODEL_NAME, alias, str(version))
 
     @_mlflow_errors()
+    def unpoint(self, alias: str) -> None:
+        """Remove an alias; do nothing where there is none."""
+        if self._client.get_registered_model(MODEL_NAME).aliases.get(alias) is not None:
+            self._client.delete_registered_model_alias(MODEL_NAME, alias)
+
+    @_mlflow_errors()
+    def tag(self, version: int, words: Mapping[str, str]) -> None:
+        """Set words on a version by name; raises UnknownVersion."""
+        with _unknown(version):
+            for name, word in words.items():
+                self._client.set_model_version_tag(MODEL_NAME, str(version), name, word)
+
+    @_mlflow_errors()
     def pointed_at(self, alias: str) -> int | None:
         """Return the version an alias points at, None where there is no such alias."""
         from mlflow.exceptions import MlflowException

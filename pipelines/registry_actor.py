@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from pipelines.promotion import Promotion
+from pipelines.promotion import DEFAULT_CANARY_SHARE, Promotion
 from pipelines.registry import MAX_LISTED, Registry
 from pipelines.remote import RemotePublisher
 from policies.artifact import PolicyArtifact
@@ -31,9 +31,11 @@ class RegistryActor:
         *,
         publisher: str = "publisher",
         alias_watch_s: float = 1.0,
+        canary_share: float = DEFAULT_CANARY_SHARE,
     ) -> None:
         """Start to watch the alias; the store is opened by the first call that finds it."""
         self._uri, self._artifact_dir, self._publisher = uri, artifact_dir, publisher
+        self._canary_share = canary_share
         self._opened: tuple[Registry, Promotion] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._failures, self._last_failure = 0, ""
@@ -52,6 +54,18 @@ class RegistryActor:
     async def challenge(self, version: int) -> None:
         """Point the alias `challenger` at a version; raises UnknownVersion."""
         await self._registry(lambda registry: registry.point(CHALLENGER, version))
+
+    async def tag(self, version: int, words: Mapping[str, str]) -> None:
+        """See `Registry.tag`."""
+        await self._registry(lambda registry: registry.tag(version, words))
+
+    async def start_canary(self, version: int, *, instead_of: int) -> None:
+        """See `Promotion.start_canary`."""
+        await self._promotion(lambda p: p.start_canary(version, instead_of=instead_of))
+
+    async def stop_canary(self) -> None:
+        """See `Promotion.stop_canary`."""
+        await self._promotion(Promotion.stop_canary)
 
     async def promote(
         self, version: int, *, who: str, why: str, instead_of: int | None = None
@@ -117,5 +131,10 @@ class RegistryActor:
         if self._opened is None:
             registry = Registry(self._uri, self._artifact_dir, clock=time.time)
             publisher = RemotePublisher(self._publisher)
-            self._opened = registry, Promotion(registry, publisher=publisher, clock=time.time)
+            self._opened = (
+                registry,
+                Promotion(
+                    registry, publisher=publisher, clock=time.time, canary_share=self._canary_share
+                ),
+            )
         return self._opened

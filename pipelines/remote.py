@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.errors import RouterError, Unavailable
+from policies.publication import Canary
 from policies.versions import AliasMove, Rollout, VersionInfo
 
 NAMESPACE: Final = "barp"
@@ -51,17 +52,20 @@ class RemotePublisher:
     def __init__(self, actor: str) -> None:
         self._actor = actor
 
-    def publish(self, version: int, files: Mapping[str, bytes]) -> int:
-        """Announce a version; return the revision."""
-        return cast(int, call(self._actor, "publish", version, dict(files)))
+    def publish(
+        self, version: int, files: Mapping[str, bytes], canary: Canary | None = None
+    ) -> int:
+        """Announce a version, and one on trial beside it; return the revision."""
+        return cast(int, call(self._actor, "publish", version, dict(files), canary))
 
     def rollout(self, revision: int, timeout_s: float) -> Rollout:
         """Wait up to `timeout_s` seconds for the replicas to hold a revision."""
         return cast(Rollout, call(self._actor, "rollout", revision, timeout_s))
 
-    def version(self) -> int | None:
-        """Return the version announced last, None where there was none."""
-        return cast("int | None", call(self._actor, "status")["version"])
+    def deciding(self) -> tuple[int | None, int | None]:
+        """Return the version announced last, and the one on trial beside it; None for none."""
+        status = call(self._actor, "status")
+        return status["version"], status["canary"]
 
 
 class RemoteRegistry:
@@ -79,6 +83,18 @@ class RemoteRegistry:
     def challenge(self, version: int) -> None:
         """Point the alias `challenger` at a version."""
         call(self._actor, "challenge", version)
+
+    def start_canary(self, version: int, *, instead_of: int) -> None:
+        """Let a version decide for its share of the requests."""
+        call(self._actor, "start_canary", version, instead_of=instead_of)
+
+    def stop_canary(self) -> None:
+        """Let the champion decide alone again."""
+        call(self._actor, "stop_canary")
+
+    def tag(self, version: int, words: Mapping[str, str]) -> None:
+        """Set words on a version by name."""
+        call(self._actor, "tag", version, dict(words))
 
     def promote(self, version: int, *, who: str, why: str, instead_of: int | None) -> AliasMove:
         """Make a version the champion, if the one it was judged against still is."""

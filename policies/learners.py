@@ -34,6 +34,7 @@ POLICIES: Final[Mapping[str, Callable[[PolicyArtifact], Policy]]] = {
 
 LEARNERS: Final[Mapping[str, Callable[[], Learner]]] = {
     "barp": BarpLearner,
+    "barp-dr": BarpDrLearner,
     "posterior": PosteriorLearner,
 }
 

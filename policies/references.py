@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from policies.arms import Arm
 from policies.policy import Policy
 from policies.preference import Preference
-from policies.reward import scalar_reward
+from policies.reward import scalar_reward, scaled_cost
 
 Array = NDArray[np.float64]
 
@@ -99,15 +99,24 @@ def reference_rewards(
 
 
 def fixed_choices(
-    held_out: HeldOut, train_scores: Array, train_costs: Array, grid: Sequence[Preference]
+    held_out: HeldOut,
+    train_scores: Array,
+    train_costs: Array,
+    grid: Sequence[Preference],
+    *,
+    seed: int = 0,
 ) -> dict[str, Array]:
     """Lay out every rule that looks at no prompt, and the oracle, which looks at the outcome.
+
+    `even_log` is the best single arm by what one arm a training prompt, each as likely as another,
+    tells of its quality: what a bandit that spreads its requests evenly knows of levels.
 
     Args:
         held_out: What they are to be judged on, n prompts and K arms.
         train_scores: Quality of the same arms on other prompts, shape (m, K).
         train_costs: Their cost there, USD, shape (m, K).
         grid: The preferences, G of them.
+        seed: Of the even log.
 
     Returns:
         Probability of each arm by name of the rule, shape (G, n, K).
@@ -117,13 +126,33 @@ def fixed_choices(
     mean_cost, ceiling = train_costs.mean(axis=0), held_out.cost_ceiling_usd
     trained = [_rewards(train_scores, train_costs, w, ceiling).mean(axis=0) for w in grid]
     best_trained = always[np.argmax(trained, axis=1)][:, None, :]
+    logged = even_log_quality(train_scores, seed=seed)
+    paid = scaled_cost(train_costs, cost_ceiling_usd=ceiling).mean(axis=0)
+    by_log = [(w.quality * logged - w.cost * paid).argmax() for w in grid]
     return {
         "uniform": np.full(shape, 1.0 / num_arms),
         "cheapest": np.broadcast_to(always[mean_cost.argmin()], shape),
         "largest": np.broadcast_to(always[mean_cost.argmax()], shape),
         "best_single": np.broadcast_to(best_trained, shape),
+        "even_log": np.broadcast_to(always[by_log][:, None, :], shape),
         "oracle": always[np.array([held_out.rewards(w).argmax(axis=1) for w in grid])],
     }
+
+
+def even_log_quality(scores: Array, *, seed: int) -> Array:
+    """Return each arm's mean quality over prompts dealt evenly to the arms, shape (K,).
+
+    An arm that was dealt no prompt counts 0.
+
+    Args:
+        scores: Quality, shape (n, K).
+        seed: Of the deal.
+    """
+    num, num_arms = scores.shape
+    dealt = np.random.default_rng([seed, 3]).permutation(num) % num_arms
+    taken = scores[np.arange(num), dealt]
+    count = np.bincount(dealt, minlength=num_arms)
+    return np.asarray(np.bincount(dealt, taken, minlength=num_arms) / np.maximum(count, 1))
 
 
 def heldout_reward(policy: Policy, held_out: HeldOut, grid: Sequence[Preference]) -> Array:

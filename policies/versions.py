@@ -9,6 +9,7 @@ from typing import Final
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
+CANARY: Final = "canary"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

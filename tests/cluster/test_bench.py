@@ -38,11 +38,14 @@ def test_bench_quality_prints_one_object_and_draws(outcomes_file: Path, tmp_path
     encoder = small_static_encoder(tmp_path / "encoder")
     arguments = ["bench", "quality", "--train", str(outcomes_file), "--encoder", str(encoder)]
     arguments += ["--seeds", "1", "--learners", "posterior", "--references", "simple", "--json"]
+    arguments += ["--perturb", "typos,reworded", "--set", "posterior.components=4"]
     arguments += ["--plots", str(tmp_path / "plots"), "--cache-dir", str(tmp_path / "cache")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["data"], found["n_train"], found["n_test"]) == (str(outcomes_file), 64, 16)
+    assert set(found["learners"]["posterior"]["perturbed"]) == {"typos", "reworded"}
+    assert found["settings"] == ["posterior.components=4"]
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         "frontier.png",
         "arm-share-posterior.png",
@@ -65,6 +68,8 @@ def test_bench_coverage_prints_one_object(outcomes_file: Path, tmp_path: Path) -
         (["quality", "--seeds", "0"], "seeds=0 must be"),
         (["quality", "--learners", "magic", "--train", "FILE"], "learners=magic"),
         (["quality", "--train", "nowhere.parquet"], "nowhere.parquet"),
+        (["quality", "--train", "FILE", "--perturb", "shouting"], "perturb=shouting"),
+        (["quality", "--train", "FILE", "--set", "posterior.magic=1"], "set=posterior.magic"),
         (["quality", "--train", "FILE", "--encoder", "nothing"], "encoder=nothing"),
         (["coverage", "--explorations", "0.2,none"], "explorations=none"),
     ],

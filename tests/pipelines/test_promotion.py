@@ -220,7 +220,7 @@ class _FailsOnce:
         self._registry = registry
         self.files, self.pointed_at = registry.files, registry.pointed_at
         self.add_record, self.close_record = registry.add_record, registry.close_record
-        self.records = registry.records
+        self.records, self.unpoint = registry.records, registry.unpoint
 
     def point(self, alias: str, version: int) -> None:
         """Fail once, then do it."""

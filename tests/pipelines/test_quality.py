@@ -18,7 +18,7 @@ from policies.errors import InvalidRequest
 
 PLAN = QualityPlan(learners=("posterior", "barp"), seeds=2)
 OUTCOMES = some_outcomes(200)
-FIXED = {"uniform", "cheapest", "largest", "best_single", "oracle"}
+FIXED = {"uniform", "cheapest", "largest", "best_single", "even_log", "oracle"}
 FITTED = {"ridge", "ridge_components", "knn", "mlp", "task_mix", "task_table"}
 
 
@@ -94,6 +94,65 @@ def test_a_test_file_of_other_models_is_refused() -> None:
 def test_an_unknown_learner_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest, match="learners=magic must be some of"):
         run_quality(QualityPlan(learners=("magic",)), OUTCOMES)
+
+
+def test_regret_is_paired_with_every_other_contender(report: QualityReport) -> None:
+    found = report.to_json()
+    assert set(found["regret_default_minus"]) == {"barp", *PEERS}
+    mine = found["learners"]["posterior"]["online_regret"]["per_seed"]
+    theirs = found["references"]["linucb"]["online_regret"]["per_seed"]
+    assert found["regret_default_minus"]["linucb"]["per_seed"] == pytest.approx(
+        [a - b for a, b in zip(mine, theirs, strict=True)]
+    )
+
+
+def test_the_score_at_1_stands_beside_the_largest_models(report: QualityReport) -> None:
+    found = report.to_json()
+    assert found["references"]["largest"]["score_at_1_over_largest"] == 0.0
+    assert found["references"]["oracle"]["score_at_1_over_largest"] > 0.0
+
+
+def test_runs_begin_at_the_first_seed(report: QualityReport) -> None:
+    plan = QualityPlan(learners=("posterior",), seeds=1, first_seed=1)
+    (result,) = run_quality(plan, OUTCOMES, references="simple")
+    expected = report.results[1].learners["posterior"].regret
+    np.testing.assert_array_equal(result.learners["posterior"].regret, expected)
+
+
+def test_a_given_tau_is_kept_to() -> None:
+    plan = QualityPlan(learners=("posterior",), seeds=1, cost_ceiling_usd=1.0)
+    (result,) = run_quality(plan, OUTCOMES, references="simple")
+    assert result.cost_ceiling_usd == 1.0
+
+
+def test_choices_on_prompts_written_differently_are_compared() -> None:
+    """The same contexts keep every choice; blank ones lose some, and with them reward."""
+    same, blank = OUTCOMES.contexts, np.zeros_like(OUTCOMES.contexts)
+    outcomes = dataclasses.replace(OUTCOMES, perturbed={"same": same, "blank": blank})
+    plan = QualityPlan(learners=("posterior",), seeds=1)
+    results = run_quality(plan, outcomes, references="simple")
+    found = QualityReport(
+        data="f", test=None, arms=OUTCOMES.table.arms, encoder_id="e", plan=plan, results=results
+    ).to_json()["learners"]["posterior"]
+    assert found["perturbed"]["same"]["choices_kept"]["mean"] == pytest.approx(1.0)
+    assert found["perturbed"]["same"]["reward_lost"]["mean"] == 0.0
+    assert found["perturbed"]["blank"]["choices_kept"]["mean"] < 1.0
+    lost = found["reward"]["mean"] - found["perturbed"]["blank"]["reward_lost"]["mean"]
+    assert results[0].learners["posterior"].perturbed["blank"].found.reward.mean() == (
+        pytest.approx(lost)
+    )
+
+
+def test_fresh_draws_change_the_pmf_a_little() -> None:
+    """The whole stream: at first the sweep, which draws nothing, takes nearly every request."""
+    plan = QualityPlan(learners=("posterior",), seeds=1, settings=("posterior.sweep_rows=10",))
+    both = (plan, dataclasses.replace(plan, fresh_draws=True))
+    fixed, fresh = (
+        run_quality(one, OUTCOMES, references="simple")[0].learners["posterior"].regret
+        for one in both
+    )
+    assert (fresh != fixed).any()
+    assert fresh.mean() == pytest.approx(fixed.mean(), abs=0.02)
 
 
 def test_one_seed_has_no_interval() -> None:

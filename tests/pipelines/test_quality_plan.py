@@ -77,7 +77,16 @@ def test_a_stream_can_be_cut_short() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("seeds", 0), ("split", 1.0), ("delay", -1), ("passes", 0), ("missing", 1.0), ("passes", 5)],
+    [
+        ("seeds", 0),
+        ("split", 1.0),
+        ("delay", -1),
+        ("passes", 0),
+        ("missing", 1.0),
+        ("passes", 5),
+        ("first_seed", -1),
+        ("cost_ceiling_usd", 0.0),
+    ],
 )
 def test_numbers_that_make_no_measurement_are_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidRequest, match=f"{field}={value}") as refused:

@@ -14,6 +14,7 @@ from pipelines.promotion import Promotion
 from pipelines.registry import MODEL_NAME, Registry
 from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable
+from policies.publication import Canary
 from policies.versions import CHAMPION, PREVIOUS, Rollout
 
 
@@ -23,12 +24,16 @@ class FakePublisher:
 
     published: list[int] = field(default_factory=list)
     away: bool = False
+    canary: Canary | None = None
 
-    def publish(self, version: int, files: Mapping[str, bytes]) -> int:
-        """Remember a version."""
+    def publish(
+        self, version: int, files: Mapping[str, bytes], canary: Canary | None = None
+    ) -> int:
+        """Remember a version, and the one on trial."""
         self._answer()
         PolicyArtifact.from_files(files)
         self.published.append(version)
+        self.canary = canary
         return len(self.published)
 
     def rollout(self, revision: int, timeout_s: float) -> Rollout:
@@ -42,22 +47,29 @@ class FakePublisher:
             waiting=(),
         )
 
-    def version(self) -> int | None:
-        """Return the version published last."""
+    def deciding(self) -> tuple[int | None, int | None]:
+        """Return the version published last, and the one on trial."""
         self._answer()
-        return self.published[-1] if self.published else None
+        on_trial = None if self.canary is None else self.canary.version
+        return self.published[-1] if self.published else None, on_trial
 
     def _answer(self) -> None:
         if self.away:
             raise Unavailable("publisher is away")
 
 
-def small_artifact(level: float, *, kind: str = "posterior", **training: object) -> PolicyArtifact:
+def small_artifact(
+    level: float,
+    *,
+    kind: str = "posterior",
+    encoder_id: str = "test-encoder",
+    **training: object,
+) -> PolicyArtifact:
     """Make a policy artifact that differs from others by one number."""
     return PolicyArtifact(
         kind=kind,
         arms=("a", "b"),
-        encoder_id="test-encoder",
+        encoder_id=encoder_id,
         context_dim=4,
         cost_ceiling_usd=0.01,
         exploration_total=0.02,
