@@ -86,12 +86,12 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
                 "export_every_s": settings.export_every_s,
             },
         ),
-        "publisher": (PublisherActor, {"folder": str(place.publish_dir)}),
+        "publisher": (PublisherActor, {"folder": place.publish_dir}),
         "registry": (
             RegistryActor,
             {
                 "uri": place.registry_url,
-                "artifact_dir": str(place.artifact_dir),
+                "artifact_dir": place.artifact_dir,
                 "alias_watch_s": settings.alias_watch_s,
             },
         ),
@@ -114,7 +114,7 @@ def training_plan(settings: Settings) -> TrainingPlan:
     return TrainingPlan(
         encoder_id=encoder_id,
         context_dim=context_dim,
-        encoder_dir=str(encoder_dir),
+        encoder_dir=encoder_dir,
         cost_ceiling_usd=settings.cost_ceiling_usd,
         exploration_total=settings.exploration_total,
         seed=settings.seed,

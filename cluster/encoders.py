@@ -56,5 +56,5 @@ def _registered(folder: Path, state_dir: Path | None, registry_url: str | None) 
 
     place = places(load_settings(state_dir=state_dir, registry_url=registry_url))
     place.state_dir.mkdir(parents=True, exist_ok=True)
-    registry = Registry(place.registry_url, str(place.artifact_dir), clock=time.time)
+    registry = Registry(place.registry_url, place.artifact_dir, clock=time.time)
     return registry.register_encoder(folder)

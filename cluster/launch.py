@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +27,11 @@ from ray.exceptions import RayError
 from cluster.actors import NAMESPACE, start_actors, stop_actors
 from cluster.application import APP_NAME, build
 from cluster.client import SERVICE_FILE
+from cluster.encoder_build import LaunchError as LaunchError
+from cluster.encoder_build import ensure_encoder as ensure_encoder
 from cluster.ingress import LOOPBACK, available_ingress, prepare_ingress
 from cluster.settings import Ingress, Settings, places, resolved, signing_secret
 from policies.artifact import write_atomically
-from policies.encoder_files import ENCODER_FILE, EncoderKind, checked_manifest
-from policies.errors import RouterError
 from services.keys import read_keys, service_key
 
 READY_TIMEOUT_S: Final = 120.0
@@ -41,12 +39,6 @@ LOOPBACK_HOSTS: Final = frozenset({LOOPBACK, "localhost", "::1"})
 INGRESS_NAMES: Final = {"haproxy": "HAProxy", "python": "Serve's own proxy"}
 
 Progress = Callable[[str], None]
-
-
-class LaunchError(RouterError):
-    """The service cannot be started here; the message says what to change."""
-
-    code = "launch_error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +75,9 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
     url = f"http://{_url_host(settings.host)}:{settings.port}"
     with state_lock(settings.state_dir), working_directory(settings.state_dir):
         progress("encoder: built once, then read from the state folder")
-        ensure_encoder(places(settings).encoder_dir, kind=settings.encoder)
+        ensure_encoder(
+            places(settings).encoder_dir, kind=settings.encoder, build_in=settings.state_dir
+        )
         progress("Ray: starting a local cluster")
         ingress = available_ingress(settings.ingress)
         with local_ray(host=settings.host, port=settings.port, ingress=ingress):
@@ -169,37 +163,6 @@ def working_directory(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-
-
-def ensure_encoder(folder: Path, *, kind: EncoderKind = "minilm") -> None:
-    """Build an encoder into `folder` unless it is there already.
-
-    In a process of its own: torch and sentence-transformers would stay in ours, 500 MB of them.
-
-    Raises:
-        LaunchError: It cannot be built, or the folder holds one of another kind.
-        ArtifactError: What the folder holds is damaged.
-    """
-    if (folder / ENCODER_FILE).is_file():
-        if (found := checked_manifest(folder).kind) != kind:
-            raise LaunchError(
-                f"encoder={kind}: {folder} holds {found}, whose policies know no other",
-                field="encoder",
-                value=kind,
-                allowed=f"{found}, or another state_dir",
-            )
-        return
-    code = "import sys, pathlib, policies.encoder as e; "
-    code += "e.build_encoder(sys.argv[1], pathlib.Path(sys.argv[2]))"
-    command = [sys.executable, "-P", "-c", code, kind, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise LaunchError(
-            f"the encoder could not be built: {last[-500:]}",
-            field="encoder_dir",
-            value=str(folder),
-        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from pydantic_settings import (
 
 from pipelines.tenants import Signals
 from policies.encoder_files import EncoderKind
+from policies.storage import LOCAL, is_remote
 
 Ingress = Literal["haproxy", "python"]
 LEARNERS: Final = ("posterior", "barp-dr", "barp")
+PLACE: Final = re.compile(r"file:///.*|s3://[\w.-]+(/[\w./=-]*)?")
 
 
 class Settings(BaseSettings):
@@ -191,11 +194,20 @@ class Settings(BaseSettings):
     registry_url: str | None = Field(
         default=None, description="MLflow tracking and registry URI; default SQLite in state_dir."
     )
-    artifact_dir: Path | None = Field(
-        default=None, description="Where MLflow keeps artifacts; default a folder in state_dir."
+    storage_url: str | None = Field(
+        default=None,
+        description="Folder or s3:// URL that every node reads and writes: the champion as "
+        "published, the versions' artifacts, the encoder. Default is state_dir.",
     )
-    encoder_dir: Path | None = Field(
-        default=None, description="Folder of the exported encoder; default a folder in state_dir."
+    artifact_dir: str | None = Field(
+        default=None,
+        description="Folder or s3:// URL where MLflow keeps artifacts; default `artifacts` in "
+        "storage_url.",
+    )
+    encoder_dir: str | None = Field(
+        default=None,
+        description="Folder or s3:// URL of the exported encoder; default `encoder` in "
+        "storage_url.",
     )
     alias_watch_s: float = Field(
         default=1.0, gt=0, description="How often the champion alias is read back, s."
@@ -213,6 +225,14 @@ class Settings(BaseSettings):
         if not allowed:
             raise ValueError("must be `drop` or a quality from 0 to 1")
         return text
+
+    @field_validator("storage_url", "artifact_dir", "encoder_dir")
+    @classmethod
+    def _folder_or_object_store(cls, value: str | None) -> str | None:
+        """Refuse a URL that nothing here can read; raises ValueError."""
+        if value and "://" in value and not PLACE.fullmatch(value):
+            raise ValueError("must be a path, file:///path or s3://bucket/prefix")
+        return value
 
     @field_validator("learners")
     @classmethod
@@ -245,7 +265,8 @@ class Places:
         ledger_url: SQLAlchemy URL of the ledger.
         dataset_dir: Folder of the Parquet dataset of interactions.
         registry_url: MLflow tracking and registry URI.
-        artifact_dir: Where MLflow keeps the versions' files.
+        artifact_dir: Where MLflow keeps the versions' files; like the next two an absolute path,
+            or a URL in an object store.
         publish_dir: Where the publisher leaves the champion and its pointer.
         encoder_dir: The exported encoder.
         secret_file: The key that signs decision ids.
@@ -256,9 +277,9 @@ class Places:
     ledger_url: str
     dataset_dir: Path
     registry_url: str
-    artifact_dir: Path
-    publish_dir: Path
-    encoder_dir: Path
+    artifact_dir: str
+    publish_dir: str
+    encoder_dir: str
     secret_file: Path
     keys_file: Path
 
@@ -266,16 +287,15 @@ class Places:
 def places(settings: Settings) -> Places:
     """Resolve every location against the present directory and the state folder."""
     state_dir = settings.state_dir.expanduser().resolve()
-    artifact_dir = settings.artifact_dir or state_dir / "artifacts"
-    encoder_dir = settings.encoder_dir or state_dir / "encoder"
+    storage = _absolute(settings.storage_url or str(state_dir))
     return Places(
         state_dir=state_dir,
         ledger_url=settings.ledger_url or f"sqlite:///{state_dir / 'ledger.db'}",
         dataset_dir=state_dir / "interactions",
         registry_url=settings.registry_url or f"sqlite:///{state_dir / 'mlflow.db'}",
-        artifact_dir=artifact_dir.expanduser().resolve(),
-        publish_dir=state_dir / "published",
-        encoder_dir=encoder_dir.expanduser().resolve(),
+        artifact_dir=_absolute(settings.artifact_dir or f"{storage}/artifacts"),
+        publish_dir=f"{storage}/published",
+        encoder_dir=_absolute(settings.encoder_dir or f"{storage}/encoder"),
         secret_file=state_dir / "secret.key",
         keys_file=(settings.keys_file or state_dir / "keys.json").expanduser().resolve(),
     )
@@ -287,6 +307,7 @@ def resolved(settings: Settings) -> Settings:
     return settings.model_copy(
         update={
             "state_dir": place.state_dir,
+            "storage_url": settings.storage_url and _absolute(settings.storage_url),
             "ledger_url": place.ledger_url,
             "registry_url": place.registry_url,
             "artifact_dir": place.artifact_dir,
@@ -295,6 +316,13 @@ def resolved(settings: Settings) -> Settings:
             "tenants_file": settings.tenants_file and settings.tenants_file.expanduser().resolve(),
         }
     )
+
+
+def _absolute(place: str) -> str:
+    """Write a folder as an absolute path; leave an object store's URL as it is."""
+    if is_remote(place):
+        return place.rstrip("/")
+    return str(Path(place.removeprefix(LOCAL)).expanduser().resolve())
 
 
 def signing_secret(settings: Settings) -> bytes:

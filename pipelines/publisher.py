@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +21,13 @@ from pipelines.replicas import Replicas
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.errors import ArtifactError, Unavailable
-from policies.publication import Canary, Publication, read_pointer, write_pointer
+from policies.publication import (
+    Canary,
+    Publication,
+    forget_versions,
+    read_pointer,
+    write_pointer,
+)
 from policies.versions import Rollout
 
 logger = logging.getLogger(__name__)
@@ -66,7 +71,7 @@ class Publisher:
     """Holds one publication and hands it to whoever has an older one.
 
     Args:
-        folder: Where artifact folders and pointer are left.
+        folder: Where artifact folders and pointer are left; a path or an s3:// URL.
         put: Makes the payload handed out, once a revision; an object reference under Ray.
         clock: Seconds since the epoch, UTC.
         poll_s: Longest that `next` waits, seconds.
@@ -75,7 +80,7 @@ class Publisher:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         *,
         put: Callable[[Publication], Any],
         clock: Callable[[], float],
@@ -218,7 +223,7 @@ class Publisher:
             published_at=self._clock(),
         )
         try:
-            await asyncio.to_thread(_write, self._folder, publication)
+            await asyncio.to_thread(write_pointer, self._folder, publication)
         except OSError as error:
             raise Unavailable(f"the pointer cannot be written: {error}", field="pointer") from error
         self._hold(publication)
@@ -226,6 +231,11 @@ class Publisher:
         async with self._changed:
             self._changed.notify_all()
         logger.info("revision %d: version %d announced", publication.revision, version)
+        # After the news: in an object store to list what is there takes longer than to write.
+        try:
+            await asyncio.to_thread(forget_versions, self._folder, keep=KEEP_FOLDERS)
+        except OSError as error:
+            logger.warning("old versions stay where they were published: %s", error)
 
     def _hold(self, publication: Publication) -> None:
         """Make it the one handed out."""
@@ -253,20 +263,12 @@ def _deciding(publication: Publication) -> tuple[int, Mapping[str, bytes], Canar
     return publication.version, publication.files, publication.canary
 
 
-def _write(folder: Path, publication: Publication) -> None:
-    """Leave a publication on disk, and drop the folders of versions long gone."""
-    write_pointer(folder, publication)
-    by_age = sorted(folder.glob("v*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in by_age[KEEP_FOLDERS:]:
-        shutil.rmtree(path)
-
-
 class PublisherActor:
     """The publisher as a named Ray actor; prices it missed are read back from the aggregator."""
 
     def __init__(self, folder: str, *, aggregator: str = "aggregator") -> None:
         """Restore from the pointer, then catch up on prices in the background."""
-        self._publisher = Publisher(Path(folder), put=ray.put, clock=time.time)
+        self._publisher = Publisher(folder, put=ray.put, clock=time.time)
         self._publisher.restore()
         self._aggregator = aggregator
         # Kept: the loop itself holds tasks only weakly.

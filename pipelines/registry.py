@@ -162,8 +162,12 @@ class Registry:
 
         uri = f"{self._location(version)}/data/{POLICY_FOLDER}"
         try:
-            folder = Path(download_artifacts(uri, tracking_uri=self._uri, registry_uri=self._uri))
-            return {name: (folder / name).read_bytes() for name in FILES}
+            # From an object store it is a copy, for nobody but us.
+            with tempfile.TemporaryDirectory(prefix="barp-") as copy:
+                found = download_artifacts(
+                    uri, dst_path=copy, tracking_uri=self._uri, registry_uri=self._uri
+                )
+                return {name: (Path(found) / name).read_bytes() for name in FILES}
         except OSError as error:
             raise ArtifactError(f"version={version}: {error}", field="version") from error
 

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.encoder_files import EncoderKind, checked_manifest
+from policies.encoder_files import EncoderKind, checked_manifest, local_encoder
 from policies.minilm import export_minilm, load_minilm
 from policies.static_encoder import distill_static, load_static
 
@@ -45,25 +45,29 @@ class Encoder(Protocol):
         """Encode texts as rows of length one, float32, shape (len(texts), dim)."""
 
 
-def load_encoder(folder: Path) -> Encoder:
+def load_encoder(place: str | Path) -> Encoder:
     """Read an encoder of whichever kind, digests checked, ready to run on one thread.
+
+    Args:
+        place: Its folder, or an s3:// URL; from there it is copied to this machine once.
 
     Raises:
         ArtifactError: A file is missing, damaged, or not the one that was built.
     """
+    folder = local_encoder(place)
     manifest = checked_manifest(folder)
     if manifest.kind == "static":
         return load_static(folder, manifest)
     return load_minilm(folder, manifest)
 
 
-def describe_encoder(folder: Path) -> tuple[str, int]:
+def describe_encoder(place: str | Path) -> tuple[str, int]:
     """Return encoder id and context length of an encoder, digests checked.
 
     Raises:
         ArtifactError: A file is missing, damaged, or not the one that was built.
     """
-    manifest = checked_manifest(folder)
+    manifest = checked_manifest(local_encoder(place))
     return manifest.encoder_id, manifest.dim
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Final, Literal, get_args
 
 from policies.artifact import write_atomically
 from policies.errors import ArtifactError
+from policies.storage import open_folder
 
 EncoderKind = Literal["minilm", "static"]
 
@@ -26,6 +29,8 @@ ID_PREFIXES: Final = {"minilm": "minilm-l6-v2-onnx-", "static": "minilm-l6-v2-st
 # Cut before tokenising, so that the longest prompt costs no more than a long one: 256 tokens of
 # English, all that MiniLM sees, are about 1,100 characters.
 MAX_CHARACTERS: Final = 8_192
+
+_PLAIN_NAME: Final = re.compile(r"[\w-][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +83,61 @@ def checked_manifest(folder: Path) -> Manifest:
             allowed="files as they were built",
         )
     return manifest
+
+
+def local_encoder(place: str | Path) -> Path:
+    """Return an encoder's folder on this machine, copied here once from an object store.
+
+    Copies are kept by encoder id in the user's cache, XDG_CACHE_HOME or ~/.cache. They are not
+    trusted for that: whoever loads one compares every digest.
+
+    Args:
+        place: A path, or an s3:// URL that `upload_encoder` filled.
+
+    Raises:
+        ArtifactError: The store is away, or holds no encoder.
+    """
+    folder = open_folder(place)
+    if folder.local is not None:
+        return folder.local
+    try:
+        manifest = folder.read(ENCODER_FILE)
+        stated = json.loads(manifest)
+        names = [str(stated["encoder_id"]), *map(str, stated["files"])]
+        if not all(map(_PLAIN_NAME.fullmatch, names)):
+            raise ValueError("a name in it is no plain file name")
+        target = _cache() / names[0]
+        if not (target / ENCODER_FILE).is_file():
+            target.mkdir(parents=True, exist_ok=True)
+            for name in names[1:]:
+                write_atomically(target / name, folder.read(name))
+            # Last, so that it vouches for the others.
+            write_atomically(target / ENCODER_FILE, manifest)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"encoder cannot be read: {error!r}", field=ENCODER_FILE) from error
+    return target
+
+
+def upload_encoder(folder: Path, place: str) -> None:
+    """Copy a built encoder to an object store; raises OSError."""
+    store = open_folder(place)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == ENCODER_FILE):
+        store.write(path.name, path.read_bytes())
+
+
+def has_encoder(place: str | Path) -> bool:
+    """Tell whether a path or URL holds an encoder; raises OSError for a store that is away."""
+    try:
+        open_folder(place).read(ENCODER_FILE)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _cache() -> Path:
+    """Where copies of encoders are kept."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "barp-router" / "encoders"
 
 
 def _encoder_id(kind: EncoderKind, digests: dict[str, str]) -> str:

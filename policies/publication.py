@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from policies.arms import PriceTable
-from policies.artifact import FILES, PolicyArtifact, write_atomically
+from policies.artifact import FILES, PolicyArtifact
 from policies.errors import ArtifactError, InvalidRequest
+from policies.storage import Folder, open_folder
 
 POINTER_FILE: Final = "champion.json"
 
@@ -69,34 +71,47 @@ class Publication:
         return PolicyArtifact.from_files(self.files)
 
 
-def write_pointer(folder: Path, publication: Publication) -> None:
-    """Leave a publication on disk: artifact folders first, then the pointer that names them."""
-    canary = publication.canary
-    _write_files(folder, publication.version, publication.files)
+def write_pointer(place: str | Path, publication: Publication) -> None:
+    """Leave a publication in a folder or object store: artifacts first, then the pointer to them.
+
+    Raises:
+        OSError: It cannot be written; the pointer names what it named before.
+    """
+    folder, canary = open_folder(place), publication.canary
+    contents = _named(publication.version, publication.files)
     if canary is not None:
-        _write_files(folder, canary.version, canary.files)
+        contents |= _named(canary.version, canary.files)
+    # At once: in an object store each file is a round trip, and replicas wait for the pointer.
+    with ThreadPoolExecutor(max_workers=len(contents)) as pool:
+        list(pool.map(folder.write, contents.keys(), contents.values()))
     pointer: dict[str, Any] = {
         "revision": publication.revision,
         "version": publication.version,
+        "folder": f"v{publication.version}",  # read by releases before there were canaries
         "canary": None if canary is None else {"version": canary.version, "share": canary.share},
         "prices": publication.prices.to_json(),
         "published_at": publication.published_at,
     }
-    write_atomically(folder / POINTER_FILE, json.dumps(pointer, sort_keys=True).encode())
+    folder.write(POINTER_FILE, json.dumps(pointer, sort_keys=True).encode())
 
 
-def read_pointer(folder: Path) -> Publication | None:
-    """Read the publication last left on disk; None where there never was one.
+def read_pointer(place: str | Path) -> Publication | None:
+    """Read the publication last left in a folder or object store; None where there never was one.
 
     Raises:
-        ArtifactError: The pointer or the artifact it names is damaged.
+        ArtifactError: The pointer or what it names is damaged, or the store is away.
     """
-    path = folder / POINTER_FILE
-    if not path.is_file():
-        return None
+    folder = open_folder(place)
     try:
-        pointer = json.loads(path.read_bytes())
-        canary = pointer["canary"]
+        content = folder.read(POINTER_FILE)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(error) from error
+    try:
+        pointer = json.loads(content)
+        # Left out by releases before there were canaries.
+        canary = pointer.get("canary")
         return Publication(
             revision=pointer["revision"],
             version=pointer["version"],
@@ -107,18 +122,28 @@ def read_pointer(folder: Path) -> Publication | None:
             if canary is None
             else Canary(files=_read_files(folder, canary["version"]), **canary),
         )
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ArtifactError(f"{path.name} cannot be read: {error!r}", field=path.name) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise _unreadable(error) from error
 
 
-def _write_files(folder: Path, version: int, files: Mapping[str, bytes]) -> None:
-    """Leave a version's files in a folder of its own."""
-    target = folder / f"v{version}"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_atomically(target / name, content)
+def forget_versions(place: str | Path, *, keep: int) -> None:
+    """Drop the folders published longest ago, all but the newest `keep`; raises OSError."""
+    folder = open_folder(place)
+    ages = {name: age for name, age in folder.ages().items() if name.startswith("v")}
+    for name in sorted(ages, key=lambda name: ages[name], reverse=True)[keep:]:
+        folder.remove(name)
 
 
-def _read_files(folder: Path, version: int) -> dict[str, bytes]:
+def _named(version: int, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Put a version's files in a folder of its own."""
+    return {f"v{version}/{name}": content for name, content in files.items()}
+
+
+def _read_files(folder: Folder, version: int) -> dict[str, bytes]:
     """Read a version's files back."""
-    return {name: (folder / f"v{version}" / name).read_bytes() for name in FILES}
+    return {name: folder.read(f"v{version}/{name}") for name in FILES}
+
+
+def _unreadable(error: Exception) -> ArtifactError:
+    """Say that the pointer, or what it names, is of no use."""
+    return ArtifactError(f"{POINTER_FILE} cannot be read: {error!r}", field=POINTER_FILE)

@@ -101,7 +101,7 @@ class PyfuncPolicy:
                 field=ENCODER_KEY,
                 allowed="the folder of an exported encoder",
             )
-        encoder = load_encoder(Path(folder))
+        encoder = load_encoder(str(folder))
         if encoder.encoder_id != self._artifact.encoder_id:
             raise EncoderMismatch(
                 f"encoder {encoder.encoder_id} is not the one trained on",

@@ -68,7 +68,7 @@ class ChampionSource:
         self,
         publisher: PublisherPort,
         *,
-        folder: Path,
+        folder: str | Path,
         encoder_id: str,
         context_dim: int,
         replica_id: str,
@@ -80,7 +80,7 @@ class ChampionSource:
 
         Args:
             publisher: Who pushes.
-            folder: Where the publisher leaves its pointer file.
+            folder: Where the publisher leaves its pointer file; a path or an s3:// URL.
             encoder_id: The encoder of this replica; a policy of another one is refused.
             context_dim: Length of this replica's contexts.
             replica_id: Who takes over, for the publisher's list of who holds what.
@@ -122,7 +122,7 @@ class ChampionSource:
             await self.stop()
             raise Unavailable(
                 f"no policy that fits encoder {self._encoder_id} was published within "
-                f"{timeout_s:.0f} s, neither by the publisher nor in {self._folder.name}/",
+                f"{timeout_s:.0f} s, neither by the publisher nor in {self._folder}",
                 field="champion",
             ) from error
 

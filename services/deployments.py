@@ -98,8 +98,8 @@ class Autoscaling:
 class EncoderDeployment:
     """The encoder by itself, for one that is heavy or wants a GPU; batches what comes together."""
 
-    def __init__(self, folder: Path) -> None:
-        self._encoder = load_encoder(folder)
+    def __init__(self, place: str | Path) -> None:
+        self._encoder = load_encoder(place)
         self._threaded = ThreadedEncoder(self._encoder)
 
     async def describe(self) -> tuple[str, int]:

@@ -37,8 +37,8 @@ class RouterArgs:
 
     Attributes:
         secret: Signs decision ids and salts prompt hashes; the same on every replica.
-        encoder_dir: Folder of the exported encoder.
-        publish_dir: Where the publisher leaves champion and pointer.
+        encoder_dir: Folder of the exported encoder, a path or an s3:// URL.
+        publish_dir: Where the publisher leaves champion and pointer; likewise.
         default_preference: The trade-off of requests that name none.
         max_prompt_characters: Longest prompt accepted.
         max_batch: Most requests in one batch call.
@@ -53,8 +53,8 @@ class RouterArgs:
     """
 
     secret: bytes = field(repr=False)
-    encoder_dir: Path
-    publish_dir: Path
+    encoder_dir: str | Path
+    publish_dir: str | Path
     default_preference: Preference = field(
         default_factory=lambda: Preference(quality=0.7, cost=0.3)
     )

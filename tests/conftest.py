@@ -35,3 +35,12 @@ def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder") / "minilm"
     ensure_encoder(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """An s3:// URL that works, for the whole run; take a prefix of your own."""
+    from object_stores import running_object_store
+
+    with running_object_store() as url:
+        yield url

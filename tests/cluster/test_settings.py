@@ -76,8 +76,31 @@ def test_places_are_absolute_and_survive_a_change_of_directory(
     monkeypatch.chdir(tmp_path)
     settings = resolved(Settings(state_dir=Path("here")))
     monkeypatch.chdir("/")
-    assert places(settings).publish_dir == tmp_path / "here" / "published"
+    assert places(settings).publish_dir == f"{tmp_path}/here/published"
     assert places(settings).ledger_url == f"sqlite:///{tmp_path}/here/ledger.db"
+
+
+def test_shared_storage_takes_what_every_node_needs(tmp_path: Path) -> None:
+    url = "s3://bucket/prefix/"
+    settings = resolved(Settings(state_dir=tmp_path, storage_url=url, encoder_dir="/opt/encoder"))
+    place = places(settings)
+    assert place.publish_dir == "s3://bucket/prefix/published"
+    assert place.artifact_dir == "s3://bucket/prefix/artifacts"
+    assert place.encoder_dir == "/opt/encoder"
+    assert place.secret_file == tmp_path / "secret.key"
+    assert places(settings.model_copy(update={"encoder_dir": None})).encoder_dir == (
+        "s3://bucket/prefix/encoder"
+    )
+
+
+@pytest.mark.parametrize("field", ["storage_url", "artifact_dir", "encoder_dir"])
+@pytest.mark.parametrize(
+    "value", ["gs://bucket", "s3://", "s3://b/p?region=x", "s3://b/[x]", "s3a://b"]
+)
+def test_a_place_that_nothing_can_read_is_refused(field: str, value: str) -> None:
+    with pytest.raises(InvalidSetting, match="s3://bucket/prefix") as refused:
+        load_settings(**{field: value})
+    assert (refused.value.field, refused.value.value) == (field, value)
 
 
 def test_signing_secret_is_made_once_and_private(tmp_path: Path) -> None:

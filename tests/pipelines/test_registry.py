@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from clock import Clock
 from encoders import small_static_encoder
+from mlflow import MlflowClient
 from registries import RegistrySetup, open_registry, small_artifact
 
 from pipelines.encoder_versions import ENCODER_MODEL_NAME
-from pipelines.registry import MODEL_NAME
+from pipelines.registry import MODEL_NAME, Registry
 from policies.encoder import describe_encoder
 from policies.errors import ArtifactError, UnknownVersion
 from policies.versions import CHALLENGER, CHAMPION
@@ -40,6 +41,17 @@ def test_a_version_comes_back_as_it_was_registered(registry_dir: Path) -> None:
     lineage = {name: info.tags[name] for name in ("parent_version", "rows", "rows_sha256")}
     assert lineage == {"parent_version": "7", "rows": "12", "rows_sha256": "ab"}
     assert info.tags["verdict"] == "better"
+
+
+def test_versions_may_lie_in_an_object_store(registry_dir: Path, object_store: str) -> None:
+    artifact = small_artifact(0.5)
+    uri = f"sqlite:///{registry_dir / 'mlflow.db'}"
+    registry = Registry(uri, f"{object_store}/{registry_dir.name}", clock=Clock())
+
+    version = registry.register(artifact, {}, {})
+    assert registry.artifact(version).to_files() == artifact.to_files()
+    found = MlflowClient(uri, uri).get_model_version_download_uri(MODEL_NAME, str(version))
+    assert found.startswith(f"{object_store}/{registry_dir.name}/")
 
 
 def test_mlflows_own_pages_show_metrics_and_lineage(setup: RegistrySetup) -> None:

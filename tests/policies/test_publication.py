@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,3 +67,12 @@ def test_a_canary_is_read_back_with_its_files(tmp_path: Path) -> None:
 def test_a_share_that_is_no_trial_is_refused(share: float) -> None:
     with pytest.raises(InvalidRequest, match="share"):
         Canary(version=7, files={}, share=share)
+
+
+def test_a_pointer_of_a_release_before_canaries_is_read(tmp_path: Path) -> None:
+    write_pointer(tmp_path, PUBLISHED)
+    pointer = json.loads((tmp_path / POINTER_FILE).read_bytes())
+    assert pointer["folder"] == "v2", "what that release looks for"
+    del pointer["canary"]
+    (tmp_path / POINTER_FILE).write_text(json.dumps(pointer))
+    assert read_pointer(tmp_path) == PUBLISHED
