@@ -10,7 +10,7 @@ import ray
 from cluster.settings import Settings, places
 from cluster.tenants import rulebook
 from pipelines.aggregator import AggregatorActor
-from pipelines.metrics import MetricsActor
+from pipelines.metrics_actor import MetricsActor
 from pipelines.publisher import PublisherActor
 from pipelines.registry_actor import RegistryActor
 from pipelines.trainer_actor import TrainerActor
@@ -75,7 +75,14 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
     """Return each actor's class and what its constructor needs."""
     place = places(settings)
     return {
-        "metrics": (MetricsActor, {}),
+        "metrics": (
+            MetricsActor,
+            {
+                "events_dir": str(place.events_dir),
+                "webhook_url": settings.event_webhook_url,
+                "webhook_secret": settings.event_webhook_secret,
+            },
+        ),
         "aggregator": (
             AggregatorActor,
             {

@@ -15,6 +15,7 @@ from cluster import operate
 from cluster.bench import bench
 from cluster.console import console, print_json, replay_progress
 from cluster.encoders import encoder
+from cluster.events import show_events
 from cluster.keys import keys
 from cluster.options import default_text, with_settings
 from cluster.settings import Settings
@@ -33,6 +34,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
 app.add_typer(encoder, name="encoder")
 app.command("status")(operate.status)
+app.command("events")(show_events)
 
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import typer
 from pydantic import SecretStr, ValidationError
@@ -13,6 +13,10 @@ from pydantic.fields import FieldInfo
 
 from cluster.settings import Settings
 from policies.errors import RouterError
+
+SECRETS: Final = frozenset(
+    name for name, field in Settings.model_fields.items() if SecretStr in get_args(field.annotation)
+)
 
 
 class InvalidSetting(RouterError, ValueError):
@@ -32,7 +36,7 @@ def load_settings(**flags: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        secret = field in ("api_key", "signing_secret")
+        secret = field in SECRETS
         value = "(hidden)" if secret else str(first["input"])[:100]
         raise InvalidSetting(
             f"{field}={value}: {first['msg']}", field=field, value=value, allowed=first["msg"]

@@ -191,6 +191,16 @@ class Settings(BaseSettings):
     )
     seed: int = Field(default=0, ge=0, description="Seed of initial policies and stored draws.")
 
+    event_webhook_url: SecretStr | None = Field(
+        default=None,
+        description="Where events are POSTed as JSON, one each, in order; none by default.",
+    )
+    event_webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="Signs them: `x-barp-signature` is HMAC-SHA-256 over `x-barp-timestamp`, a "
+        "dot, and the body.",
+    )
+
     registry_url: str | None = Field(
         default=None, description="MLflow tracking and registry URI; default SQLite in state_dir."
     )
@@ -271,6 +281,7 @@ class Places:
         encoder_dir: The exported encoder.
         secret_file: The key that signs decision ids.
         keys_file: Digests of the API keys.
+        events_dir: Folder of the event log.
     """
 
     state_dir: Path
@@ -282,6 +293,7 @@ class Places:
     encoder_dir: str
     secret_file: Path
     keys_file: Path
+    events_dir: Path
 
 
 def places(settings: Settings) -> Places:
@@ -298,6 +310,7 @@ def places(settings: Settings) -> Places:
         encoder_dir=_absolute(settings.encoder_dir or f"{storage}/encoder"),
         secret_file=state_dir / "secret.key",
         keys_file=(settings.keys_file or state_dir / "keys.json").expanduser().resolve(),
+        events_dir=state_dir / "events",
     )
 
 

@@ -18,12 +18,14 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
+from pipelines.events import EventOutbox, EventSink
 from pipelines.group_commit import GroupCommit
 from pipelines.ledger import MAX_CLOSED, Ledger
 from pipelines.remote import call
 from pipelines.tenants import Rulebook
 from policies.arms import Arm, PriceTable, patched
 from policies.errors import RouterError
+from policies.events import EventKind
 from policies.interaction import JoinStatus, LedgerCounts, Outcome
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Aggregator:
         ledger: Belongs to the aggregator from now on; `stop` closes it.
         dataset: Where matured interactions go; nobody else may write there.
         announce: Tells the replicas of a new price table; may block, may raise RouterError.
+        events: Told of changed prices.
         export_every_s: How often matured interactions leave, seconds.
         close_every_s: How often wait windows are closed, seconds.
     """
@@ -53,10 +56,12 @@ class Aggregator:
         dataset: InteractionDataset,
         *,
         announce: Callable[[PriceTable], object],
+        events: EventSink,
         export_every_s: float,
         close_every_s: float = CLOSE_EVERY_S,
     ) -> None:
         self._ledger, self._dataset, self._announce = ledger, dataset, announce
+        self._events = events
         self._export_every_s, self._close_every_s = export_every_s, close_every_s
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="ledger-reader")
@@ -131,19 +136,24 @@ class Aggregator:
 
     async def put_arm(self, arm: Arm) -> PriceTable:
         """Add an arm, or replace the one of that name; return the new table."""
-        return await self._change(lambda table: table.with_arm(arm, version=table.version + 1))
+        return await self._change(
+            lambda table: table.with_arm(arm, version=table.version + 1), f"{arm.name} set"
+        )
 
     async def patch_arm(self, name: str, changes: dict[str, float | int]) -> PriceTable:
         """Change some prices of an arm; return the new table. Raises UnknownArm, InvalidArm."""
         return await self._change(
             lambda table: table.with_arm(
                 patched(table.arm(name), changes), version=table.version + 1
-            )
+            ),
+            f"{name}: {', '.join(changes)} changed",
         )
 
     async def delete_arm(self, name: str) -> PriceTable:
         """Take an arm out; return the new table. Raises UnknownArm."""
-        return await self._change(lambda table: table.without(name, version=table.version + 1))
+        return await self._change(
+            lambda table: table.without(name, version=table.version + 1), f"{name} removed"
+        )
 
     async def export(self) -> int:
         """Copy what has matured into the dataset; return how many interactions that was."""
@@ -159,9 +169,18 @@ class Aggregator:
             if some < MAX_CLOSED:
                 return closed
 
-    async def _change(self, change: Callable[[PriceTable], PriceTable]) -> PriceTable:
-        """Store a new price table and tell the replicas."""
+    async def _change(self, change: Callable[[PriceTable], PriceTable], what: str) -> PriceTable:
+        """Store a new price table and tell the replicas, and operators."""
+        before = await self.prices()
         table = await _in(self._writer, partial(self._ledger.change_prices, change))
+        if table.version != before.version:
+            self._events.emit(
+                EventKind.PRICE_CHANGE,
+                who="models API",
+                why=what,
+                price_version=table.version,
+                models=len(table.arms),
+            )
         try:
             await asyncio.to_thread(self._announce, table)
         except RouterError as error:
@@ -229,6 +248,7 @@ class AggregatorActor:
             ledger,
             InteractionDataset(Path(dataset_dir)),
             announce=partial(call, publisher, "publish_prices"),
+            events=EventOutbox(),
             export_every_s=export_every_s,
         )
         self._aggregator.start()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
-from policies.versions import CHAMPION, AliasMove
+from policies.versions import CHAMPION, AliasMove, MoveKind
 
 MAX_WORDS: Final = 500
 MAX_INTERRUPTED: Final = 100
@@ -82,9 +82,12 @@ class AliasHistory:
         newest = store.records(None, limit=1)
         self._last_ms = newest[0].at_ms if newest else 0
 
-    def intend(self, version: int, *, previous: int | None, who: str, why: str) -> Intent:
+    def intend(
+        self, version: int, *, previous: int | None, who: str, why: str, kind: MoveKind
+    ) -> Intent:
         """Write down a move of the champion before it is made."""
         words = {"version": str(version), "who": who[:MAX_WORDS], "why": why[:MAX_WORDS]}
+        words["kind"] = kind
         if previous is not None:
             words["previous"] = str(previous)
         title = f"{CHAMPION}: {previous} to {version}"
@@ -141,6 +144,8 @@ def _as_intent(record: Record) -> Intent:
         who=words["who"],
         why=words["why"],
         at=iso(record.at_ms),
+        # Entries of before there were kinds are promotions.
+        kind=cast(MoveKind, words.get("kind", "promotion")),
         replicas_swapped=int(words.get("replicas_swapped", 0)),
         replicas_waiting=int(words.get("replicas_waiting", 0)),
     )

@@ -6,7 +6,6 @@ added up, so that the share of a replica that is gone stays in the sum.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -94,9 +93,14 @@ class MetricsHub:
         self._forget()
         return sum(self._clock() - other.seen_at <= RECENT_S for other in self._sources.values())
 
-    def text(self) -> str:
-        """Return the sums in Prometheus' text format."""
+    def text(self, own: Sequence[Sample] = ()) -> str:
+        """Return the sums in Prometheus' text format.
+
+        Args:
+            own: Samples of the process that asks, who is no source.
+        """
         sums = dict(self._totals)
+        sums |= {_series(name, labels, kind): value for name, labels, value, kind in own}
         for source in self._sources.values():
             if self._clock() - source.seen_at <= LIVE_S:
                 for series, value in source.values.items():
@@ -155,22 +159,3 @@ def _series(name: str, labels: Mapping[str, str], kind: str) -> Series:
         value=name[:100],
         allowed=f"names that end as their kind says: {endings}",
     )
-
-
-class MetricsActor:
-    """The metrics hub as a named Ray actor."""
-
-    def __init__(self) -> None:
-        """Start with nothing; for Prometheus that is a counter reset, as after any restart."""
-        self._hub = MetricsHub(clock=time.monotonic)
-
-    async def ready(self) -> None:
-        """Return once this actor answers."""
-
-    async def push(self, source: str, samples: Sequence[Sample]) -> int:
-        """See `MetricsHub.push`."""
-        return self._hub.push(source, samples)
-
-    async def text(self) -> str:
-        """See `MetricsHub.text`."""
-        return self._hub.text()

@@ -9,12 +9,14 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from pipelines.events import EventSink
 from pipelines.history import MS_PER_S, AliasHistory, iso
 from pipelines.promotion_ports import PromotionStatus, PublisherPort, VersionStore
 from policies.artifact import PolicyArtifact
 from policies.errors import ArtifactError, Conflict, Unavailable, UnknownVersion
+from policies.events import EventKind
 from policies.publication import Canary
-from policies.versions import CANARY, CHAMPION, PREVIOUS, AliasMove
+from policies.versions import CANARY, CHAMPION, PREVIOUS, AliasMove, MoveKind
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ class Promotion:
         store: Where versions and aliases are kept.
         publisher: Brings a new champion to the replicas.
         clock: Seconds since the epoch, UTC.
+        events: Told of every move, and of an alias that is not obeyed.
         canary_share: Share of the requests that a version on trial decides, in (0, 1).
 
     Raises:
@@ -43,10 +46,12 @@ class Promotion:
         *,
         publisher: PublisherPort,
         clock: Callable[[], float],
+        events: EventSink,
         canary_share: float = DEFAULT_CANARY_SHARE,
     ) -> None:
         """Settle what a crash left half done, then read back what serves."""
         self._store, self._publisher, self._clock = store, publisher, clock
+        self._events = events
         self._canary_share, self._canary = canary_share, store.pointed_at(CANARY)
         self._history = AliasHistory(store, clock=clock)
         self._refused: str | None = None
@@ -73,6 +78,12 @@ class Promotion:
             UnknownVersion: There is no such version.
             ArtifactError: Its files are damaged; the champion stays.
         """
+        return self._promote(version, who=who, why=why, instead_of=instead_of, kind="promotion")
+
+    def _promote(
+        self, version: int, *, who: str, why: str, instead_of: int | None, kind: MoveKind
+    ) -> AliasMove:
+        """Do what `promote` says, as a move of some kind."""
         self._follow_alias()
         if instead_of is not None and instead_of != self._champion:
             raise Conflict(
@@ -83,7 +94,7 @@ class Promotion:
             )
         files = self._checked(version)
         if version != self._champion:
-            return self._move(version, files, who=who, why=why)
+            return self._move(version, files, who=who, why=why, kind=kind)
         if self._store.pointed_at(CHAMPION) != version:
             self._store.point(CHAMPION, version)
         return AliasMove(
@@ -93,6 +104,7 @@ class Promotion:
             who=who,
             why="nothing to do: it is the champion already",
             at=iso(int(self._clock() * MS_PER_S)),
+            kind=kind,
             moved=False,
         )
 
@@ -116,7 +128,7 @@ class Promotion:
                 field="version",
                 allowed="a version number",
             )
-        return self.promote(target, who=who, why=why)
+        return self._promote(target, who=who, why=why, instead_of=None, kind="rollback")
 
     def start_canary(self, version: int, *, instead_of: int) -> None:
         """Let a version decide for its share of the requests, until it ends or is promoted.
@@ -184,7 +196,7 @@ class Promotion:
             try:
                 self._on_trial(version, self._store.files(self._champion))
             except (UnknownVersion, ArtifactError) as error:
-                self._refuse(f"{CANARY} points at {version}: {error}")
+                self._refuse(f"{CANARY} points at {version}: {error}", version=version)
                 version = None
         self._canary = version
 
@@ -204,10 +216,11 @@ class Promotion:
             )
         return canary
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, *, version: int | None) -> None:
         """Say once why an alias is not obeyed."""
         if reason != self._refused:
             logger.error("alias not obeyed, version %s stays: %s", self._champion, reason)
+            self._events.emit(EventKind.ALIAS_REFUSED, who=FOREIGN, why=reason, version=version)
         self._refused = reason
 
     def _follow_alias(self) -> None:
@@ -222,10 +235,10 @@ class Promotion:
                 raise UnknownVersion("the alias is gone", field="version")
             files = self._checked(version)
         except (UnknownVersion, ArtifactError) as error:
-            self._refuse(f"{CHAMPION} points at {version}: {error}")
+            self._refuse(f"{CHAMPION} points at {version}: {error}", version=version)
         else:
             why = "alias moved with MLflow's own client or page"
-            self._move(version, files, who=FOREIGN, why=why)
+            self._move(version, files, who=FOREIGN, why=why, kind="alias_followed")
 
     def _checked(self, version: int) -> dict[str, bytes]:
         """Read the files of a version that can serve; raises UnknownVersion or ArtifactError."""
@@ -233,16 +246,31 @@ class Promotion:
         PolicyArtifact.from_files(files)
         return files
 
-    def _move(self, version: int, files: Mapping[str, bytes], *, who: str, why: str) -> AliasMove:
-        """Write the intent, move the aliases, publish, settle."""
+    def _move(
+        self, version: int, files: Mapping[str, bytes], *, who: str, why: str, kind: MoveKind
+    ) -> AliasMove:
+        """Write the intent, move the aliases, publish, settle, tell."""
         self._unsettled = True
-        intent = self._history.intend(version, previous=self._champion, who=who, why=why)
+        intent = self._history.intend(version, previous=self._champion, who=who, why=why, kind=kind)
         self._point(intent.move)
         swapped, waiting = self._roll_out(version, files)
         logger.info("champion %s to %d by %s", intent.move.previous, version, who)
         move = self._history.settle(intent, swapped=swapped, waiting=waiting)
         self._unsettled = False
+        self._tell(move)
         return move
+
+    def _tell(self, move: AliasMove) -> None:
+        """Make a move an event."""
+        self._events.emit(
+            EventKind(move.kind),
+            who=move.who,
+            why=move.why,
+            version=move.version,
+            previous=move.previous,
+            replicas_swapped=move.replicas_swapped,
+            replicas_waiting=move.replicas_waiting,
+        )
 
     def _point(self, move: AliasMove) -> None:
         """Point the aliases where a move says; doing it twice changes nothing.
@@ -274,7 +302,7 @@ class Promotion:
         for intent in self._history.interrupted():
             if self._store.pointed_at(CHAMPION) == intent.move.version:
                 self._point(intent.move)
-                self._history.settle(intent, swapped=0, waiting=0)
+                self._tell(self._history.settle(intent, swapped=0, waiting=0))
             else:
                 self._history.abandon(intent)
         self._unsettled = False

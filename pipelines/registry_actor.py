@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+from pipelines.events import EventOutbox
 from pipelines.promotion import DEFAULT_CANARY_SHARE, Promotion
 from pipelines.registry import MAX_LISTED, Registry
 from pipelines.remote import RemotePublisher
@@ -39,6 +40,7 @@ class RegistryActor:
         self._opened: tuple[Registry, Promotion] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._failures, self._last_failure = 0, ""
+        self._events = EventOutbox()
         self._watching = asyncio.get_running_loop().create_task(self._watch(alias_watch_s))
 
     async def ready(self) -> None:
@@ -131,10 +133,12 @@ class RegistryActor:
         if self._opened is None:
             registry = Registry(self._uri, self._artifact_dir, clock=time.time)
             publisher = RemotePublisher(self._publisher)
-            self._opened = (
+            promotion = Promotion(
                 registry,
-                Promotion(
-                    registry, publisher=publisher, clock=time.time, canary_share=self._canary_share
-                ),
+                publisher=publisher,
+                clock=time.time,
+                events=self._events,
+                canary_share=self._canary_share,
             )
+            self._opened = registry, promotion
         return self._opened

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
+from pipelines.events import EventSink
 from pipelines.gate import Verdict, judge
 from pipelines.lineage import lineage
 from pipelines.rows import (
@@ -24,6 +25,7 @@ from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.errors import Conflict
+from policies.events import EventKind
 from policies.learners import load_policy
 from policies.learning import Learner, LearnerSpec
 from policies.versions import AliasMove, VersionInfo
@@ -71,6 +73,7 @@ class Trainer:
         plan: What to train, and when.
         code: The code's version, for the lineage.
         clock: Seconds since the epoch, UTC.
+        events: Told of versions made, verdicts and failures.
     """
 
     def __init__(
@@ -82,7 +85,9 @@ class Trainer:
         plan: TrainingPlan,
         code: str,
         clock: Callable[[], float],
+        events: EventSink,
     ) -> None:
+        self._events = events
         self._learners, self._source, self._registry = tuple(learners), source, registry
         self._plan, self._code, self._clock = plan, code, clock
         self._heldout = HeldOut(share=plan.holdout_share)
@@ -137,6 +142,8 @@ class Trainer:
             except Exception as error:
                 logger.exception("learner %s failed", learner.kind)
                 self.status.failed(learner.kind, error)
+                why = self.status.last_failures[learner.kind]
+                self._events.emit(EventKind.TRAINING_FAILED, who=WHO, why=why, learner=learner.kind)
         results = self._promote_best(results, champion)
         self._note(results, newest)
         return results
@@ -180,7 +187,35 @@ class Trainer:
             promoted=False,
         )
         logger.info("version %d of %s: %s", version, learner.kind, verdict.reason)
+        self._tell(result, parent_version=parent.version, judged_against=champion)
         return [result]
+
+    def _tell(
+        self, result: TrainingResult, *, parent_version: int, judged_against: int | None
+    ) -> None:
+        """Make a training and its verdict events."""
+        uplift = result.verdict.uplift
+        self._events.emit(
+            EventKind.TRAINING,
+            who=WHO,
+            why=f"{result.rows} new interactions",
+            version=result.version,
+            learner=result.kind,
+            parent_version=parent_version,
+            rows=result.rows,
+            duration_s=round(result.duration_s, 3),
+        )
+        self._events.emit(
+            EventKind.VERDICT,
+            who="gate",
+            why=result.verdict.reason,
+            version=result.version,
+            learner=result.kind,
+            promote=result.verdict.promote,
+            judged_against=judged_against,
+            uplift=None if uplift is None else uplift.mean,
+            decisions=result.verdict.rows,
+        )
 
     def _judge(self, artifact: PolicyArtifact, champion: int | None) -> Verdict:
         """Let the gate compare a new policy with the champion."""

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from pipelines.events import EventOutbox
 from pipelines.lineage import code_version
 from pipelines.remote import RemoteInteractions, RemoteRegistry
 from pipelines.trainer import Trainer
@@ -61,6 +62,7 @@ class TrainerActor:
         self._plan, self._kinds, self._num_learners = plan, tuple(learners), num_learners
         self._aggregator, self._registry = aggregator, registry
         self._trainer: Trainer | None = None
+        self._events = EventOutbox()
         self._failures, self._last_failure = 0, ""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._looking = asyncio.get_running_loop().create_task(self._look(poll_s))
@@ -108,6 +110,7 @@ class TrainerActor:
                 plan=self._plan,
                 code=code_version(Path(__file__).parents[1]),
                 clock=time.time,
+                events=self._events,
             )
             trainer.bootstrap()
             self._trainer = trainer

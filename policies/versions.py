@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
 CANARY: Final = "canary"
+
+MoveKind = Literal["promotion", "rollback", "alias_followed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class AliasMove:
         who: Who moved it; `mlflow` for a move made with MLflow's own client or page.
         why: Their reason.
         at: When, ISO 8601, UTC.
+        kind: A promotion, a rollback, or a move made with MLflow's own client that was followed.
         moved: False where it pointed there already and nothing was done.
         replicas_swapped: Replicas that held the version when the wait ended.
         replicas_waiting: Live replicas that did not yet; both are 0 while the publisher is away.
@@ -55,6 +58,7 @@ class AliasMove:
     who: str
     why: str
     at: str
+    kind: MoveKind = "promotion"
     moved: bool = True
     replicas_swapped: int = 0
     replicas_waiting: int = 0

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from policies.arms import Arm, PriceTable
 from policies.errors import RouterError, Unavailable
+from policies.events import Event, EventKind
 from policies.interaction import JoinStatus, LedgerCounts, Outcome
 from policies.publication import Publication
 from policies.versions import AliasMove, VersionInfo
@@ -97,6 +98,14 @@ class MetricsPort(Protocol):
 
     async def push(self, source: str, samples: list[Sample]) -> int:
         """Replace what is known of `source` by these; return how many sources there are now."""
+
+    async def take_event(self, event: Event) -> None:
+        """Write an event down; one that is there already changes nothing."""
+
+    async def events(
+        self, after_seq: int = 0, limit: int = 100, kinds: Sequence[EventKind] = ()
+    ) -> dict[str, Any]:
+        """List events in order, and the number given last."""
 
     async def text(self) -> str:
         """Return the sums in Prometheus' text format."""

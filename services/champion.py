@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.errors import ArtifactError, EncoderMismatch, RouterError, Unavailable
+from policies.events import Event, EventKind
 from policies.policy import Policy
 from policies.publication import Publication, read_pointer
 from services.actors import PublisherPort
@@ -75,6 +76,7 @@ class ChampionSource:
         load: Callable[[PolicyArtifact], Policy],
         clock: Callable[[], float],
         metrics: ReplicaMetrics,
+        tell: Callable[[Event], Awaitable[None]],
     ) -> None:
         """Set it up; nothing runs before `start`.
 
@@ -87,7 +89,9 @@ class ChampionSource:
             load: Makes a policy of an artifact.
             clock: Seconds since the epoch.
             metrics: Where swaps, refusals and failures are counted.
+            tell: Takes the event of a refusal; may raise Unavailable.
         """
+        self._tell = tell
         self._publisher, self._folder, self._replica_id = publisher, folder, replica_id
         self._encoder_id, self._context_dim = encoder_id, context_dim
         self._load, self._clock, self._metrics = load, clock, metrics
@@ -168,16 +172,32 @@ class ChampionSource:
             return
         try:
             champion = await asyncio.to_thread(self._loaded, publication)
-        except ArtifactError:
+        except ArtifactError as error:
             if publication.revision > self._refused:
                 self._refused = publication.revision
                 self._metrics.refused_publications.inc()
+                await self._tell_refusal(publication, error)
             raise
         self._champion = champion
         self._first.set()
         self._metrics.swaps.inc()
         self._metrics.policy_version.labels(self._replica_id).set(publication.version)
         logger.info("version %d decides, revision %d", publication.version, publication.revision)
+
+    async def _tell_refusal(self, publication: Publication, error: ArtifactError) -> None:
+        """Make an event of a publication that does not fit; it is counted in any case."""
+        event = Event.now(
+            EventKind.ARTIFACT_REFUSED,
+            now=self._clock(),
+            who=f"replica {self._replica_id}",
+            why=str(error),
+            version=publication.version,
+            revision=publication.revision,
+        )
+        try:
+            await self._tell(event)
+        except Unavailable as away:
+            logger.warning("the refusal is no event: %s", away)
 
     def _loaded(self, publication: Publication) -> Champion:
         """Make the policies ready; raises ArtifactError where one is damaged or does not fit."""

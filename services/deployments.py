@@ -138,6 +138,7 @@ class RouterDeployment:
             load=load_policy,
             clock=time.time,
             metrics=metrics,
+            tell=ports.metrics.take_event,
         )
         self._recorder = Recorder(
             ports.aggregator,

@@ -7,10 +7,11 @@ from collections.abc import Awaitable
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
-from fastapi import Header, Path, Request, Response
+from fastapi import Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from policies.errors import Unavailable, UnknownDecision, UnknownVersion
+from policies.events import EventKind
 from policies.versions import CHALLENGER, CHAMPION, PREVIOUS
 from services.actors import Ports
 from services.decision_ids import DecisionIds
@@ -20,6 +21,9 @@ from services.wire import ModelsOut, MoveIn, PricesIn, RollbackIn
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="Version number.")]
 Tenant = Annotated[str | None, Header(alias="x-barp-tenant", description="Whose decision it is.")]
+After = Annotated[int, Query(ge=0, description="Only events with a higher number.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Most events, the newest ones.")]
+Kinds = Annotated[list[EventKind] | None, Query(description="Only events of these kinds.")]
 
 
 class Operations:
@@ -102,6 +106,12 @@ class Operations:
                 value=decision_id,
             )
         return record
+
+    async def events(
+        self, after: After = 0, limit: Limit = 100, kind: Kinds = None
+    ) -> dict[str, Any]:
+        """List what happened, oldest first: promotions, verdicts, breaches, prices."""
+        return await self._ports.metrics.events(after, limit, kind or ())
 
     async def status(self) -> dict[str, Any]:
         """Show what the service holds; a part that is away says so instead of its values."""

@@ -121,6 +121,7 @@ def _version_routes(operations: Operations) -> APIRouter:
 def _health_routes(operations: Operations, hot: HotHandlers) -> APIRouter:
     routes = APIRouter(tags=["operation"])
     routes.add_api_route("/v1/decisions/{decision_id}", operations.decision, methods=["GET"])
+    routes.add_api_route("/v1/events", operations.events, methods=["GET"])
     routes.add_api_route("/v1/status", operations.status, methods=["GET"])
     routes.add_api_route("/healthz", hot.healthz, methods=["GET"], response_class=PlainTextResponse)
     routes.add_api_route("/readyz", operations.readyz, methods=["GET"])

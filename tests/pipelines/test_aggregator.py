@@ -12,12 +12,14 @@ import pyarrow as pa
 import pytest
 import ray
 from clock import Clock
+from event_lists import EventList
 from ledgers import ARM, RULES, TENANT, WAIT_WINDOW_S, batch, decision, open_ledger
 
 from pipelines.aggregator import Aggregator, AggregatorActor
 from pipelines.dataset import DamagedDataset, InteractionDataset
 from policies.arms import PriceTable
 from policies.errors import InvalidRequest, Unavailable, UnknownArm
+from policies.events import EventKind
 from policies.interaction import JoinStatus, Outcome, decisions_to_batch
 
 NEVER_S = 3600.0
@@ -30,6 +32,7 @@ async def running(
     *,
     clock: Clock | None = None,
     announce: Callable[[PriceTable], object] = lambda table: None,
+    events: EventList | None = None,
     every_s: float = NEVER_S,
 ) -> AsyncIterator[Aggregator]:
     """Run an aggregator; its loops turn once at the start, then every `every_s` seconds."""
@@ -37,6 +40,7 @@ async def running(
         open_ledger(url, clock or Clock()),
         InteractionDataset(folder),
         announce=announce,
+        events=events if events is not None else EventList(),
         export_every_s=every_s,
         close_every_s=every_s,
     )
@@ -137,6 +141,7 @@ def test_another_ledgers_dataset_is_refused(tmp_path: Path) -> None:
             open_ledger(f"sqlite:///{tmp_path / 'new.db'}", Clock()),
             InteractionDataset(tmp_path / "data"),
             announce=lambda table: None,
+            events=EventList(),
             export_every_s=NEVER_S,
         )
         with pytest.raises(DamagedDataset, match="move the dataset away"):
@@ -148,11 +153,13 @@ def test_another_ledgers_dataset_is_refused(tmp_path: Path) -> None:
 
 
 def test_prices_change_by_version_and_are_announced(ledger_url: str, tmp_path: Path) -> None:
-    announced: list[PriceTable] = []
+    announced, events = list[PriceTable](), EventList()
 
     async def main() -> None:
         data = tmp_path / "data"
-        async with running(ledger_url, data, announce=announced.append) as aggregator:
+        async with running(
+            ledger_url, data, announce=announced.append, events=events
+        ) as aggregator:
             first = await aggregator.put_arm(ARM)
             second = await aggregator.patch_arm("dear", {"usd_per_call": 0.5})
             third = await aggregator.delete_arm("dear")
@@ -166,6 +173,8 @@ def test_prices_change_by_version_and_are_announced(ledger_url: str, tmp_path: P
                 await aggregator.patch_arm("dear", {"usd_per_call": 0.5})
 
     asyncio.run(main())
+    assert [event.kind for event in events] == [EventKind.PRICE_CHANGE] * 3
+    assert [event.details["price_version"] for event in events] == [1, 2, 3]
 
 
 def test_prices_are_kept_while_the_publisher_is_away(tmp_path: Path) -> None:

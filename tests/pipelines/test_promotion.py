@@ -7,12 +7,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from event_lists import EventList
 from registries import RegistrySetup
 
 from pipelines.history import AliasHistory
 from pipelines.promotion import Promotion
 from pipelines.registry import MODEL_NAME, Registry
 from policies.errors import ArtifactError, Conflict, Unavailable, UnknownVersion
+from policies.events import EventKind
 from policies.versions import CHAMPION, PREVIOUS
 
 PICKLE_OPCODES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -33,6 +35,10 @@ def test_promotion_moves_both_aliases_and_publishes(setup: RegistrySetup) -> Non
     assert setup.aliases() == {CHAMPION: 2, PREVIOUS: 1}
     assert setup.publisher.published == [1, 2]
     assert setup.promotion.history(limit=10) == [second, first]
+    assert [(event.kind, event.version, event.who) for event in setup.events] == [
+        (EventKind.PROMOTION, 1, "ann"),
+        (EventKind.PROMOTION, 2, "bob"),
+    ]
 
 
 def test_history_keeps_its_order_when_the_clock_is_set_back(setup: RegistrySetup) -> None:
@@ -92,6 +98,7 @@ def test_an_alias_moved_with_mlflows_client_is_obeyed(setup: RegistrySetup) -> N
 
     assert setup.publisher.published == [1, 3]
     assert setup.promotion.history(limit=1)[0].who == "mlflow"
+    assert setup.events.kinds() == [EventKind.PROMOTION, EventKind.ALIAS_FOLLOWED]
     assert setup.aliases() == {CHAMPION: 3, PREVIOUS: 1}
 
 
@@ -119,6 +126,8 @@ def test_an_alias_on_a_damaged_version_is_not_obeyed_and_status_says_so(
     refused = setup.promotion.status().refused
     assert refused is not None
     assert "SHA-256" in refused
+    setup.promotion.watch()
+    assert setup.events.kinds() == [EventKind.PROMOTION, EventKind.ALIAS_REFUSED]
 
 
 def test_an_alias_that_was_removed_leaves_the_champion(setup: RegistrySetup) -> None:
@@ -157,7 +166,9 @@ def test_a_publisher_that_is_away_gets_the_champion_later(setup: RegistrySetup) 
 
 def test_a_crash_before_the_alias_moved_leaves_no_move(setup: RegistrySetup) -> None:
     setup.promotion.promote(1, who="ann", why="")
-    AliasHistory(setup.registry, clock=setup.clock).intend(2, previous=1, who="ann", why="")
+    AliasHistory(setup.registry, clock=setup.clock).intend(
+        2, previous=1, who="ann", why="", kind="promotion"
+    )
 
     restarted = setup.restarted()
 
@@ -168,7 +179,9 @@ def test_a_crash_before_the_alias_moved_leaves_no_move(setup: RegistrySetup) -> 
 
 def test_a_crash_after_the_alias_moved_leaves_no_gap(setup: RegistrySetup) -> None:
     setup.promotion.promote(1, who="ann", why="")
-    AliasHistory(setup.registry, clock=setup.clock).intend(2, previous=1, who="bob", why="")
+    AliasHistory(setup.registry, clock=setup.clock).intend(
+        2, previous=1, who="bob", why="", kind="promotion"
+    )
     setup.registry.point(CHAMPION, 2)
 
     restarted = setup.restarted()
@@ -202,7 +215,7 @@ def test_a_failure_between_two_steps_is_settled_by_the_next_call(setup: Registry
     """The move is written down, then the alias cannot be moved."""
     setup.promotion.promote(1, who="ann", why="")
     failing = _FailsOnce(setup.registry, alias=CHAMPION)
-    promotion = Promotion(failing, publisher=setup.publisher, clock=setup.clock)
+    promotion = Promotion(failing, publisher=setup.publisher, clock=setup.clock, events=EventList())
     with pytest.raises(Unavailable):
         promotion.promote(2, who="ann", why="")
 

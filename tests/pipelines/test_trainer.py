@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from clock import Clock
+from event_lists import EventList
 from interactions import Interactions
 from registries import FakePublisher, open_promotion, open_registry
 
@@ -21,6 +22,7 @@ from pipelines.training import TrainingPlan
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable
+from policies.events import EventKind
 from policies.interaction import canonical_rows
 from policies.learning import Learner, LearnerSpec
 from policies.posterior_learner import PosteriorLearner
@@ -86,6 +88,7 @@ class Setup:
 
     def __init__(self, folder: Path, *learners: Learner) -> None:
         self.clock, self.source = Clock(), Interactions()
+        self.events = EventList()
         registry = open_registry(folder, self.clock)
         promotion = open_promotion(registry, FakePublisher(), self.clock)
         self.registry = RegistryAndPromotion(registry, promotion)
@@ -101,6 +104,7 @@ class Setup:
             plan=plan,
             code="1.0 abc",
             clock=self.clock,
+            events=self.events,
         )
         trainer.bootstrap()
         return trainer
@@ -148,6 +152,10 @@ def test_a_better_version_is_registered_judged_and_promoted(setup: Setup) -> Non
     assert newest.metrics["uplift"] == result.verdict.uplift.mean
     assert newest.metrics["rows"] == result.rows
     assert setup.registry.history()[0].who == "trainer"
+    made, judged = setup.events
+    assert (made.kind, made.version) == (EventKind.TRAINING, 2)
+    assert made.details["rows"] == result.rows
+    assert (judged.kind, judged.why) == (EventKind.VERDICT, result.verdict.reason)
 
 
 def test_lineage_names_exactly_the_rows_trained_on(setup: Setup) -> None:
@@ -202,6 +210,8 @@ def test_a_failing_learner_stops_neither_the_other_nor_the_loop(registry_dir: Pa
     assert [result.kind for result in results] == ["posterior"]
     assert setup.trainer.status.failures == {"barp": 1}
     assert setup.trainer.status.last_failures == {"barp": "ValueError: one bad row"}
+    failure = next(e for e in setup.events if e.kind is EventKind.TRAINING_FAILED)
+    assert (failure.why, failure.details["learner"]) == ("ValueError: one bad row", "barp")
     assert not setup.trainer.due()
 
 

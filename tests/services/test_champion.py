@@ -11,6 +11,7 @@ from replica_fakes import (
     DIM,
     ENCODER_ID,
     NOW,
+    FakeMetrics,
     FakePublisher,
     PricePolicy,
     a_publication,
@@ -18,6 +19,7 @@ from replica_fakes import (
 
 from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable
+from policies.events import EventKind
 from policies.publication import POINTER_FILE, write_pointer
 from services.champion import ChampionSource
 from services.metrics import ReplicaMetrics
@@ -33,7 +35,7 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         self.publisher, self.metrics = FakePublisher(), ReplicaMetrics()
-        self.folder = folder
+        self.folder, self.events = folder, FakeMetrics()
         self.source = ChampionSource(
             self.publisher,
             folder=folder,
@@ -43,6 +45,7 @@ class Parts:
             load=load,
             clock=lambda: NOW,
             metrics=self.metrics,
+            tell=self.events.take_event,
         )
 
     def push(self, **publication: object) -> None:
@@ -137,7 +140,9 @@ def test_a_policy_of_another_encoder_is_refused_and_the_old_one_kept(tmp_path: P
         parts.push(revision=3, version=3)
         await until(lambda: parts.source.current.version == 3)
 
-    run(tmp_path, steps)
+    [event] = run(tmp_path, steps).events.taken
+    assert (event.kind, event.version) == (EventKind.ARTIFACT_REFUSED, 2)
+    assert "encoder another" in event.why
 
 
 def test_a_damaged_pointer_is_no_obstacle(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from replica_fakes import Replica
+from replica_fakes import NOW, Replica
+
+from policies.events import Event, EventKind
 
 
 @pytest.fixture
@@ -125,3 +127,25 @@ def test_metrics_are_plain_text(replica: Replica) -> None:
     answer = replica.call("GET", "/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+def test_events_are_listed_from_a_number_on(replica: Replica) -> None:
+    for version in (1, 2, 3):
+        event = Event.now(EventKind.PROMOTION, now=NOW, who="ann", why="better", version=version)
+        replica.metrics_actor.taken.append(event)
+
+    answer = replica.call("GET", "/v1/events?after=1&limit=5&kind=promotion").json()
+
+    assert [event["version"] for event in answer["events"]] == [2, 3]
+    assert answer["last_seq"] == 3
+
+
+@pytest.mark.parametrize(
+    ("query", "field"), [("kind=party", "kind.0"), ("after=-1", "after"), ("limit=0", "limit")]
+)
+def test_a_bad_question_for_events_is_refused_by_name(
+    replica: Replica, query: str, field: str
+) -> None:
+    answer = replica.call("GET", f"/v1/events?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == field

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from clock import START_S, Clock
+from event_lists import EventList
 from mlflow import MlflowClient
 
 from pipelines.promotion import Promotion
@@ -85,9 +86,13 @@ def open_registry(folder: Path, clock: Clock) -> Registry:
     return Registry(f"sqlite:///{folder / 'mlflow.db'}", str(folder / "artifacts"), clock=clock)
 
 
-def open_promotion(registry: Registry, publisher: FakePublisher, clock: Clock) -> Promotion:
+def open_promotion(
+    registry: Registry, publisher: FakePublisher, clock: Clock, events: EventList | None = None
+) -> Promotion:
     """Put promotion on a registry, as the actor does."""
-    return Promotion(registry, publisher=publisher, clock=clock)
+    return Promotion(
+        registry, publisher=publisher, clock=clock, events=EventList() if events is None else events
+    )
 
 
 class RegistrySetup:
@@ -95,6 +100,7 @@ class RegistrySetup:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.clock, self.publisher = folder, Clock(), FakePublisher()
+        self.events = EventList()
         self.registry = open_registry(folder, self.clock)
         self.promotion = self.restarted()
         for level in (1.0, 2.0, 3.0):
@@ -102,7 +108,7 @@ class RegistrySetup:
 
     def restarted(self) -> Promotion:
         """Start promotion again, as a new process would."""
-        return open_promotion(self.registry, self.publisher, self.clock)
+        return open_promotion(self.registry, self.publisher, self.clock, self.events)
 
     def foreign(self) -> MlflowClient:
         """Return MLflow's own client, as an operator has it."""

@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 from policies.arms import Arm, PriceTable, patched
 from policies.artifact import PolicyArtifact
 from policies.errors import InvalidRequest, Unavailable, UnknownVersion
+from policies.events import Event, EventKind
 from policies.interaction import Decision, JoinStatus, LedgerCounts, Outcome
 from policies.policy import Assessment, Expectation, assess_one_by_one, mix_exploration
 from policies.preference import Preference
@@ -260,11 +261,24 @@ class FakeMetrics:
 
     def __init__(self) -> None:
         self.samples: dict[str, list[Sample]] = {}
+        self.taken: list[Event] = []
 
     async def push(self, source: str, samples: list[Sample]) -> int:
         """Replace what is known of a source."""
         self.samples[source] = samples
         return len(self.samples)
+
+    async def take_event(self, event: Event) -> None:
+        """Keep it."""
+        self.taken.append(event)
+
+    async def events(
+        self, after_seq: int = 0, limit: int = 100, kinds: Sequence[EventKind] = ()
+    ) -> dict[str, Any]:
+        """List those kept."""
+        numbered = enumerate(self.taken, start=1)
+        found = [{"seq": seq, **event.to_json()} for seq, event in numbered if seq > after_seq]
+        return {"events": found[-limit:], "last_seq": len(self.taken)}
 
     async def text(self) -> str:
         """Print the samples' names."""

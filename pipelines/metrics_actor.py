@@ -1,0 +1,107 @@
+"""What operators watch, as a named actor: the sums of all metrics, and the list of all events."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import SecretStr
+
+from pipelines.event_log import EventLog
+from pipelines.metrics import MetricsHub, Sample
+from pipelines.webhook import Webhook
+from policies.errors import Unavailable
+from policies.events import Event, EventKind
+
+MAX_EVENTS_READ: Final = 1_000
+
+
+class MetricsActor:
+    """Keeps metrics and events; the only process that writes the event log.
+
+    For Prometheus its restart is a counter reset, as after any restart; events are on disk.
+    """
+
+    def __init__(
+        self,
+        events_dir: str,
+        *,
+        webhook_url: SecretStr | None = None,
+        webhook_secret: SecretStr | None = None,
+    ) -> None:
+        """Read back the events there are, and begin to send new ones to the webhook."""
+        self._hub = MetricsHub(clock=time.monotonic)
+        folder = Path(events_dir)
+        self._log = EventLog(folder)
+        self._taken = dict.fromkeys(EventKind, 0)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="event-log")
+        self._webhook: Webhook | None = None
+        if webhook_url is not None:
+            secret = None if webhook_secret is None else webhook_secret.get_secret_value().encode()
+            self._webhook = Webhook(
+                webhook_url.get_secret_value(),
+                secret=secret,
+                log=self._log,
+                folder=folder,
+                clock=time.time,
+            )
+            # Kept: the loop itself holds tasks only weakly.
+            self._sending = asyncio.get_running_loop().create_task(self._webhook.run())
+
+    async def ready(self) -> None:
+        """Return once this actor answers."""
+
+    async def push(self, source: str, samples: Sequence[Sample]) -> int:
+        """See `MetricsHub.push`."""
+        return self._hub.push(source, samples)
+
+    async def text(self) -> str:
+        """See `MetricsHub.text`."""
+        return self._hub.text(self._own_samples())
+
+    async def take_event(self, event: Event) -> None:
+        """Write an event down, once; raises Unavailable where the disk refuses it."""
+        loop = asyncio.get_running_loop()
+        try:
+            new = await loop.run_in_executor(self._thread, self._log.append, event)
+        except OSError as error:
+            raise Unavailable(
+                f"the event log cannot be written: {error.strerror}", field="events"
+            ) from error
+        if new:
+            self._taken[event.kind] += 1
+        if self._webhook is not None:
+            self._webhook.news()
+
+    async def events(
+        self, after_seq: int = 0, limit: int = MAX_EVENTS_READ, kinds: Sequence[EventKind] = ()
+    ) -> dict[str, Any]:
+        """List events as plain JSON values; see `EventLog.read`.
+
+        Returns:
+            `events`, in order, and `last_seq`, the number given last.
+        """
+        found = self._log.read(after_seq, limit=min(limit, MAX_EVENTS_READ), kinds=kinds)
+        return {"events": found, "last_seq": self._log.last_seq}
+
+    def _own_samples(self) -> list[Sample]:
+        """Count events by kind, and what became of deliveries."""
+        samples: list[Sample] = [
+            ("barp_events_total", {"kind": kind.value}, float(count), "counter")
+            for kind, count in self._taken.items()
+        ]
+        if self._webhook is not None:
+            results = {
+                "delivered": self._webhook.delivered,
+                "failed_attempt": self._webhook.failed_attempts,
+                "given_up": self._webhook.given_up,
+            }
+            samples += [
+                ("barp_webhook_total", {"result": result}, float(count), "counter")
+                for result, count in results.items()
+            ]
+        return samples

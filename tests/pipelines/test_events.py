@@ -1,0 +1,123 @@
+"""The outbox: never waits, never fails its owner, delivers in order; and the actor behind it."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import ray
+
+from pipelines.events import EventOutbox, to_actor
+from pipelines.metrics_actor import MetricsActor
+from policies.errors import InvalidRequest, Unavailable
+from policies.events import Event, EventKind
+
+
+def test_events_are_delivered_in_order(tmp_path: Path) -> None:
+    got: list[Event] = []
+    outbox = EventOutbox(got.append, clock=lambda: 0.0)
+    for number in range(50):
+        outbox.emit(EventKind.TRAINING, who="trainer", why=str(number), version=number)
+
+    assert outbox.flush(30)
+    assert [event.why for event in got] == [str(number) for number in range(50)]
+
+
+def test_emit_does_not_wait_for_a_log_that_hangs() -> None:
+    let_go, got = threading.Event(), list[str]()
+
+    def hang(event: Event) -> None:
+        let_go.wait(30)
+        got.append(event.why)
+
+    outbox = EventOutbox(hang)
+    outbox.emit(EventKind.TRAINING, who="", why="one")
+    outbox.emit(EventKind.TRAINING, who="", why="two")
+    assert not outbox.flush(0)
+    let_go.set()
+    assert outbox.flush(30)
+    assert got == ["one", "two"]
+
+
+def test_a_log_that_is_away_gets_every_event_later() -> None:
+    failures, got = [Unavailable("away")] * 3, list[str]()
+
+    def sometimes(event: Event) -> None:
+        if failures:
+            raise failures.pop()
+        got.append(event.why)
+
+    outbox = EventOutbox(sometimes, retry_first_s=0.001)
+    outbox.emit(EventKind.TRAINING, who="", why="one")
+    outbox.emit(EventKind.TRAINING, who="", why="two")
+
+    assert outbox.flush(30)
+    assert got == ["one", "two"]
+
+
+def test_the_outbox_is_bounded_and_says_what_it_lost(caplog: pytest.LogCaptureFixture) -> None:
+    let_go, got = threading.Event(), list[str]()
+
+    def hang(event: Event) -> None:
+        let_go.wait(30)
+        got.append(event.why)
+
+    outbox = EventOutbox(hang, max_waiting=3)
+    for number in range(10):
+        outbox.emit(EventKind.TRAINING, who="", why=str(number))
+    let_go.set()
+
+    assert outbox.flush(30)
+    assert got[-3:] == ["7", "8", "9"]
+    assert outbox.dropped >= 6
+    assert "an event is lost" in caplog.text
+
+
+def test_one_bad_event_does_not_end_the_outbox() -> None:
+    got: list[str] = []
+
+    def picky(event: Event) -> None:
+        if event.why == "bad":
+            raise ZeroDivisionError
+        got.append(event.why)
+
+    outbox = EventOutbox(picky)
+    for why in ("bad", "good"):
+        outbox.emit(EventKind.TRAINING, who="", why=why)
+
+    assert outbox.flush(30)
+    assert got == ["good"]
+    assert outbox.dropped == 1
+
+
+def test_a_private_detail_is_refused_where_it_is_said() -> None:
+    with pytest.raises(InvalidRequest):
+        EventOutbox(lambda event: None).emit(EventKind.TRAINING, who="", why="", prompt="secret")
+
+
+@pytest.mark.ray
+def test_events_reach_the_actor_and_survive_its_end(ray_local: None, tmp_path: Path) -> None:
+    name = f"metrics-{uuid.uuid4().hex[:8]}"
+
+    def start() -> Any:
+        options = {"name": name, "num_cpus": 0}
+        return cast(Any, ray.remote(MetricsActor)).options(**options).remote(str(tmp_path))
+
+    outbox = EventOutbox(lambda event: to_actor(event, name), retry_first_s=0.05)
+    outbox.emit(EventKind.PROMOTION, who="ann", why="before it runs", version=1)
+    first = start()
+    assert outbox.flush(60)
+    page = ray.get(first.text.remote(), timeout=60)
+    assert 'barp_events_total{kind="promotion"} 1.0' in page
+    ray.kill(first)
+    outbox.emit(EventKind.ROLLBACK, who="ann", why="while it is away", version=1)
+    second = start()
+
+    assert outbox.flush(60)
+    answer = ray.get(second.events.remote(), timeout=60)
+    assert [event["kind"] for event in answer["events"]] == ["promotion", "rollback"]
+    assert answer["last_seq"] == 2
+    ray.kill(second)
