@@ -27,6 +27,12 @@ FIXED: Final = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # How long a replica that is to go still answers: HAProxy drops it within half a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    # HAProxy that has died is noticed after three of these; Serve's default of 10 s makes it 38 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # Ray's default lets a silent caller keep a connection for an hour, seconds.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "75",
+    # A replica that is silent for longer than any request may take, seconds.
+    "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "75",
     "TOKENIZERS_PARALLELISM": "false",
 }
 

@@ -10,30 +10,20 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from cluster import haproxy
+from cluster.haproxy import LOOPBACK
 from cluster.settings import Ingress
 
-LOOPBACK: Final = "127.0.0.1"
 # One forwards several times what the replicas of a machine can decide.
 THREADS: Final = 1
-# Spares a replica the tasks that watch for callers who hang up: decisions take less than that.
-NO_WATCH_HEADER: Final = "x-request-disconnect-disabled"
-# Ray starts this in place of HAProxy. It edits the configuration it is given, then becomes HAProxy.
+# Ray starts this in place of HAProxy.
 WRAPPER: Final = """#!/bin/sh
-previous=
-for word in "$@"; do
-  if [ "$previous" = -f ]; then
-    sed -i -E -e 's/^( *bind) [*]?:/\\1 {loopback}:/' \\
-      -e 's/^( *bind) {inside}$/\\1 {outside}/' \\
-      -e 's/^( *stats socket .*) mode 666/\\1 mode 600/' \\
-      -e '/^frontend http_frontend/a http-request set-header {watch_header} ?1' "$word"
-  fi
-  previous=$word
-done
-exec {binary} "$@"
+exec {python} -I -S {script} {binary} {host} {port} "$@"
 """
 
 
@@ -77,11 +67,11 @@ def haproxy_environment(folder: Path, binary: str, *, host: str, port: int) -> d
     wrapper = folder / "run"
     wrapper.write_text(
         WRAPPER.format(
+            python=shlex.quote(sys.executable),
+            script=shlex.quote(str(Path(haproxy.__file__).resolve())),
             binary=shlex.quote(binary),
-            loopback=LOOPBACK,
-            inside=f"{LOOPBACK}:{port}",
-            outside=f"{host}:{port}",
-            watch_header=NO_WATCH_HEADER,
+            host=shlex.quote(host),
+            port=port,
         )
     )
     wrapper.chmod(0o700)

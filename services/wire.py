@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from policies.arms import Arm, PriceTable
-from policies.errors import InvalidPrompt
+from policies.errors import InvalidArm, InvalidPrompt
 from policies.interaction import MAX_TOKENS, Outcome
 from policies.preference import Preference
 from services.router import Routed, RouteRequest
@@ -228,6 +228,14 @@ class PricesIn(_Strict):
 
     def to_arm(self, name: str) -> Arm:
         """Return the arm of that name; raises InvalidArm."""
+        if not set(name.split("/")).isdisjoint({"", ".", ".."}):
+            # Clients and proxies rewrite such paths, so they would name another model, or none.
+            raise InvalidArm(
+                f"name={name[:100]!r} has a part between slashes that is empty, `.` or `..`",
+                field="name",
+                value=name[:100],
+                allowed="parts with a name of their own, such as meta/llama-3",
+            )
         return Arm(name=name, **self.model_dump())
 
     def changes(self) -> dict[str, float | int]:
