@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster import haproxy
-from cluster.haproxy import LOOPBACK
+from cluster.haproxy import LOOPBACK as LOOPBACK
 from cluster.settings import Ingress
 
 # One forwards several times what the replicas of a machine can decide.

@@ -385,3 +385,11 @@ def test_no_path_or_header_is_answered_with_a_server_error(
     ):
         answer = shared.call(method, path, params={"tenant": query}, headers=headers, json=report)
         assert answer.status_code < 500
+
+
+@pytest.mark.parametrize("name", ["%2F", "%2e%2e", "a/%2e%2e/b", "a/%2e/b", "a//b", "a/"])
+def test_a_model_name_that_paths_cannot_carry_is_refused(replica: Replica, name: str) -> None:
+    answer = replica.call("PUT", f"/v1/models/{name}", json={"usd_per_call": 1})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == "name"
+    assert replica.aggregator.table.names == ("cheap", "dear", "meta/middle")
