@@ -35,12 +35,13 @@ def start_actors(settings: Settings) -> None:
         RouterError: What an actor says it cannot start for.
     """
     # All at once: importing MLflow and torch takes longest, and none needs another to start.
-    handles = [_start(name, *made) for name, made in _classes(settings).items()]
+    options = _placement(settings)
+    handles = [_start(name, *made, options[name]) for name, made in _classes(settings).items()]
     for handle in handles:
         ray.get(handle.ready.remote(), timeout=READY_TIMEOUT_S)
 
 
-def _start(name: str, actor_class: type, arguments: dict[str, Any]) -> Any:
+def _start(name: str, actor_class: type, arguments: dict[str, Any], options: dict[str, Any]) -> Any:
     """Start one actor, or find it; returns before it is ready."""
     return (
         ray.remote(actor_class)
@@ -49,11 +50,25 @@ def _start(name: str, actor_class: type, arguments: dict[str, Any]) -> Any:
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
-            num_cpus=0,
             max_restarts=-1,
+            **options,
         )
         .remote(**arguments)
     )
+
+
+def _placement(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Say, as options of Ray actors, what each reserves and on which nodes it would rather be."""
+    nodes: dict[str, Any] = {}
+    if settings.control_nodes is not None:
+        label, _, value = settings.control_nodes.partition("=")
+        # Preferred, not required: with these nodes lost the ledger must come up elsewhere.
+        nodes = {
+            "label_selector": {label: value},
+            "fallback_strategy": [{"label_selector": {}}],
+        }
+    cpus = dict.fromkeys(NAMES, 0.0) | {"trainer": settings.trainer_cpus}
+    return {name: {"num_cpus": cpus[name], **nodes} for name in NAMES}
 
 
 def stop_actors() -> None:
@@ -108,6 +123,7 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
                 "plan": training_plan(settings),
                 "learners": settings.learners.split(","),
                 "num_learners": settings.num_learners,
+                "learner_cpus": settings.learner_cpus,
                 "poll_s": settings.retrain_poll_s,
             },
         ),

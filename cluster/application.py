@@ -7,6 +7,7 @@ calls it, too.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any, Final
 
 from ray import serve
@@ -38,7 +39,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     return router_deployment(
         router_args(settings),
         autoscaling=autoscaling(settings),
-        encoder_autoscaling=autoscaling(settings) if scaled_encoder else None,
+        encoder_autoscaling=encoder_autoscaling(settings) if scaled_encoder else None,
     )
 
 
@@ -75,4 +76,12 @@ def autoscaling(settings: Settings) -> Autoscaling:
         downscale_delay_s=settings.downscale_delay_s,
         look_back_s=settings.look_back_s,
         num_cpus=settings.replica_cpus,
+        max_replicas_per_node=settings.max_replicas_per_node,
+    )
+
+
+def encoder_autoscaling(settings: Settings) -> Autoscaling:
+    """Pick the same for the encoder's deployment, which may sit on GPUs, many to a node."""
+    return replace(
+        autoscaling(settings), num_gpus=settings.encoder_gpus, max_replicas_per_node=None
     )

@@ -23,6 +23,7 @@ from policies.storage import LOCAL, is_remote
 
 Ingress = Literal["haproxy", "python"]
 LEARNERS: Final = ("posterior", "barp-dr", "barp")
+LABEL: Final = re.compile(r"[A-Za-z0-9][\w./-]*=[A-Za-z0-9][\w.-]*")
 PLACE: Final = re.compile(r"file:///.*|s3://[\w.-]+(/[\w./=-]*)?")
 
 
@@ -104,6 +105,22 @@ class Settings(BaseSettings):
         default=4.0, gt=0, description="Window the load is averaged over, s."
     )
     replica_cpus: float = Field(default=0.2, ge=0, description="CPUs a router replica reserves.")
+    max_replicas_per_node: int | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Router replicas on one node at most; Serve spreads them where it can anyway.",
+    )
+    encoder_gpus: float = Field(
+        default=0.0,
+        ge=0,
+        description="GPUs an encoder replica reserves, where the encoder is a deployment.",
+    )
+    control_nodes: str | None = Field(
+        default=None,
+        description="Label `name=value` of the nodes that ledger, registry, publisher and trainer "
+        "prefer; others take them where none of these is up.",
+    )
 
     record_buffer: int = Field(
         default=20_000, gt=0, description="Decisions a replica holds while the ledger is away."
@@ -176,6 +193,8 @@ class Settings(BaseSettings):
     num_learners: int = Field(
         default=0, ge=0, description="Remote RLlib learners; 0 trains inside the trainer."
     )
+    trainer_cpus: float = Field(default=0.0, ge=0, description="CPUs the trainer reserves.")
+    learner_cpus: float = Field(default=0.0, ge=0, description="CPUs a remote learner reserves.")
     max_tenant_share: float = Field(
         default=1.0,
         gt=0,
@@ -242,6 +261,14 @@ class Settings(BaseSettings):
         """Refuse a URL that nothing here can read; raises ValueError."""
         if value and "://" in value and not PLACE.fullmatch(value):
             raise ValueError("must be a path, file:///path or s3://bucket/prefix")
+        return value
+
+    @field_validator("control_nodes")
+    @classmethod
+    def _one_label(cls, value: str | None) -> str | None:
+        """Refuse what is no label of a Ray node; raises ValueError."""
+        if value is not None and not LABEL.fullmatch(value):
+            raise ValueError("must be one label, name=value, as given to `ray start --labels`")
         return value
 
     @field_validator("learners")

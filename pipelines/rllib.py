@@ -88,16 +88,23 @@ class BarpConfig(AlgorithmConfig):
         return RLModuleSpec(module_class=BarpModule)
 
 
-def rllib_train(num_learners: int) -> Train:
+def rllib_train(num_learners: int, *, learner_cpus: float = 0.0) -> Train:
     """Have RLlib take a learner's gradient steps: `BarpDrLearner(train=rllib_train(2))`.
 
     Args:
         num_learners: Remote learners that share each step; 0 takes it in this process.
+        learner_cpus: CPUs that each of them reserves.
     """
-    return partial(train, num_learners=num_learners)
+    return partial(train, num_learners=num_learners, learner_cpus=learner_cpus)
 
 
-def train(state: TrainingState, task: GradientTask, *, num_learners: int = 0) -> TrainingState:
+def train(
+    state: TrainingState,
+    task: GradientTask,
+    *,
+    num_learners: int = 0,
+    learner_cpus: float = 0.0,
+) -> TrainingState:
     """Take the steps of a task through a LearnerGroup.
 
     Equal to `policies.gradient.train` up to rounding, whatever the number of learners.
@@ -106,6 +113,7 @@ def train(state: TrainingState, task: GradientTask, *, num_learners: int = 0) ->
         state: Network and optimiser to go on from; not changed.
         task: The rows and their order.
         num_learners: Remote learners, started for this task; 0 trains in this process.
+        learner_cpus: CPUs that each of them reserves.
 
     Raises:
         ValueError: The minibatch cannot be shared evenly, which would weigh rows unequally.
@@ -114,7 +122,7 @@ def train(state: TrainingState, task: GradientTask, *, num_learners: int = 0) ->
     size = task.minibatches.shape[-1]
     if size % shares:
         raise ValueError(f"minibatch={size} cannot be shared by num_learners={num_learners}")
-    group = learner_group(state, task, num_learners=num_learners)
+    group = learner_group(state, task, num_learners=num_learners, learner_cpus=learner_cpus)
     try:
         set_state(group, state)
         for epoch in task.minibatches:
@@ -126,7 +134,9 @@ def train(state: TrainingState, task: GradientTask, *, num_learners: int = 0) ->
         group.shutdown()  # type: ignore[no-untyped-call]  # RLlib's
 
 
-def learner_group(state: TrainingState, task: GradientTask, *, num_learners: int) -> LearnerGroup:
+def learner_group(
+    state: TrainingState, task: GradientTask, *, num_learners: int, learner_cpus: float = 0.0
+) -> LearnerGroup:
     """Build learners for a network of these shapes."""
     num_arms, inputs = len(state.parameters["head_bias"]), task.columns["context"].shape[1]
     model_config = {
@@ -144,7 +154,7 @@ def learner_group(state: TrainingState, task: GradientTask, *, num_learners: int
         .rl_module(model_config=model_config)
         .learners(
             num_learners=num_learners,
-            num_cpus_per_learner=0,
+            num_cpus_per_learner=learner_cpus,
             num_gpus_per_learner=0,
             learner_config_dict={LOSS: task.loss},
         )

@@ -26,11 +26,11 @@ DEFAULT_LEARNERS: Final = ("posterior", "barp-dr")
 T = TypeVar("T")
 
 
-def _learners(kinds: Sequence[str], num_learners: int) -> tuple[Learner, ...]:
+def _learners(kinds: Sequence[str], num_learners: int, learner_cpus: float) -> tuple[Learner, ...]:
     """Make learners; RLlib is imported here, where it is needed, and not in every process."""
     from pipelines.rllib import rllib_train
 
-    train = rllib_train(num_learners)
+    train = rllib_train(num_learners, learner_cpus=learner_cpus)
     learners: Mapping[str, Learner] = {
         "posterior": PosteriorLearner(),
         "barp-dr": BarpDrLearner(train=train),
@@ -54,12 +54,14 @@ class TrainerActor:
         *,
         learners: Sequence[str] = DEFAULT_LEARNERS,
         num_learners: int = 0,
+        learner_cpus: float = 0.0,
         poll_s: float = 0.5,
         aggregator: str = "aggregator",
         registry: str = "registry",
     ) -> None:
         """Start to look for new interactions; registry and aggregator may come up later."""
-        self._plan, self._kinds, self._num_learners = plan, tuple(learners), num_learners
+        self._plan, self._kinds = plan, tuple(learners)
+        self._num_learners, self._learner_cpus = num_learners, learner_cpus
         self._aggregator, self._registry = aggregator, registry
         self._trainer: Trainer | None = None
         self._events = EventOutbox()
@@ -104,7 +106,7 @@ class TrainerActor:
         """Return the trainer, made and bootstrapped by the first call; raises Unavailable."""
         if self._trainer is None:
             trainer = Trainer(
-                _learners(self._kinds, self._num_learners),
+                _learners(self._kinds, self._num_learners, self._learner_cpus),
                 source=RemoteInteractions(self._aggregator),
                 registry=RemoteRegistry(self._registry),
                 plan=self._plan,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE: Final = "model.onnx"
 
+PROVIDERS: Final = ("CUDAExecutionProvider", "CPUExecutionProvider")
 MAX_TOKENS: Final = 256  # what sentence-transformers cuts MiniLM's input to
 # Tokens, padding included, that go through the graph at once: 16 texts of 256 tokens leave a
 # process 400 MB larger, and one thread gains little from more than this.
@@ -82,7 +83,12 @@ def in_parts(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 def load_minilm(folder: Path, manifest: Manifest) -> MiniLmEncoder:
     """Make ready what `export_minilm` wrote."""
-    from onnxruntime import ExecutionMode, InferenceSession, SessionOptions
+    from onnxruntime import (
+        ExecutionMode,
+        InferenceSession,
+        SessionOptions,
+        get_available_providers,
+    )
     from tokenizers import Tokenizer
 
     options = SessionOptions()
@@ -91,9 +97,9 @@ def load_minilm(folder: Path, manifest: Manifest) -> MiniLmEncoder:
     options.execution_mode = ExecutionMode.ORT_SEQUENTIAL
     # The arena keeps the largest batch's memory for ever.
     options.enable_cpu_mem_arena = False
-    session = InferenceSession(
-        str(folder / MODEL_FILE), sess_options=options, providers=["CPUExecutionProvider"]
-    )
+    # A GPU where onnxruntime-gpu is installed and finds one; the CPU where not.
+    providers = [name for name in PROVIDERS if name in get_available_providers()]
+    session = InferenceSession(str(folder / MODEL_FILE), sess_options=options, providers=providers)
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     # The file pads everything to 128 tokens and cuts there unless told otherwise.
     tokenizer.no_padding()

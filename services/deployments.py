@@ -56,6 +56,9 @@ class Autoscaling:
         look_back_s: Window the load is averaged over, s.
         num_cpus: CPUs one replica reserves. Serve's default of 1 leaves nothing to scale to on a
             small machine.
+        num_gpus: GPUs one replica reserves.
+        max_replicas_per_node: Replicas on one node at most; None leaves it to Serve, which
+            spreads them where it can.
         max_ongoing_requests: Requests one replica takes at once; further ones wait for another.
     """
 
@@ -66,6 +69,8 @@ class Autoscaling:
     downscale_delay_s: float = 30.0
     look_back_s: float = 4.0
     num_cpus: float = 0.2
+    num_gpus: float = 0.0
+    max_replicas_per_node: int | None = None
     max_ongoing_requests: int = 64
 
     def options(self) -> dict[str, Any]:
@@ -84,7 +89,8 @@ class Autoscaling:
                 metrics_interval_s=min(METRICS_INTERVAL_S, self.look_back_s / 4),
                 policy=AutoscalingPolicy(policy_function=at_most_double),  # type: ignore[no-untyped-call]  # Ray's
             ),
-            "ray_actor_options": {"num_cpus": self.num_cpus},
+            "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
+            "max_replicas_per_node": self.max_replicas_per_node,
             # A line for each request costs more than the decision; we count them instead.
             "logging_config": {"log_level": "WARNING", "enable_access_log": False},
             "max_ongoing_requests": self.max_ongoing_requests,

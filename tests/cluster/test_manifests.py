@@ -7,7 +7,6 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,38 +19,13 @@ from cluster.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
-KUBERAY = CLUSTER / "kuberay" / "rayservice.yaml"
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
 
 
-def kuberay_documents() -> dict[str, Any]:
-    """Read the manifest's documents by kind."""
-    documents = yaml.safe_load_all(KUBERAY.read_text(encoding="utf-8"))
-    return {document["kind"]: document for document in documents}
-
-
-def ray_cluster() -> dict[str, Any]:
-    """Read the cluster that the RayService asks for."""
-    config: dict[str, Any] = kuberay_documents()["RayService"]["spec"]["rayClusterConfig"]
-    return config
-
-
-def containers() -> list[dict[str, Any]]:
-    """Read the container of the head and of each worker group."""
-    groups = [ray_cluster()["headGroupSpec"], *ray_cluster()["workerGroupSpecs"]]
-    return [c for group in groups for c in group["template"]["spec"]["containers"]]
-
-
-def serve_config(name: str) -> ServeDeploySchema:
-    """Parse one of the two Serve configurations as Ray itself would."""
-    if name == "serve.yaml":
-        text = (CLUSTER / name).read_text(encoding="utf-8")
-    else:
-        text = kuberay_documents()["RayService"]["spec"]["serveConfigV2"]
+def serve_config() -> ServeDeploySchema:
+    """Parse the Serve configuration as Ray itself would."""
+    text = (CLUSTER / "serve.yaml").read_text(encoding="utf-8")
     return ServeDeploySchema.model_validate(yaml.safe_load(text))
-
-
-both_configs = pytest.mark.parametrize("name", ["serve.yaml", "rayservice.yaml"])
 
 
 def constraints() -> dict[str, Version]:
@@ -66,96 +40,35 @@ def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-@both_configs
-def test_serve_config_names_the_application(name: str) -> None:
+def test_serve_config_names_the_application() -> None:
     """The one import path in it exists."""
-    (application,) = serve_config(name).applications
+    (application,) = serve_config().applications
     module, _, attribute = application.import_path.partition(":")
 
     assert (application.name, application.route_prefix) == ("barp", "/")
     assert callable(getattr(importlib.import_module(module), attribute))
 
 
-@both_configs
 def test_serve_config_sets_known_settings_only(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A misspelt setting is refused here, not in the cluster."""
     monkeypatch.chdir(tmp_path)
-    (application,) = serve_config(name).applications
+    (application,) = serve_config().applications
     settings = Settings.model_validate(application.args)
     assert settings.min_replicas <= settings.max_replicas
 
 
 def test_plain_serve_config_listens_on_loopback() -> None:
     """It sets no key, so nobody else may reach it."""
-    config = serve_config("serve.yaml")
+    config = serve_config()
     assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8000)
 
 
-def test_kuberay_secrets_are_references() -> None:
-    """Every setting that is a secret, or holds one, on every node; no value in the file."""
-    secret = {"BARP_API_KEY", "BARP_SIGNING_SECRET", "BARP_LEDGER_URL", "BARP_REGISTRY_URL"}
-    for container in containers():
-        by_name = {variable["name"]: variable for variable in container["env"]}
-        assert by_name.keys() >= secret
-        for name in secret:
-            assert by_name[name].keys() == {"name", "valueFrom"}
-            assert by_name[name]["valueFrom"]["secretKeyRef"]["name"] == "barp"
-
-
-def test_kuberay_variables_are_settings() -> None:
-    """Each BARP_ variable is read by a field of that name."""
-    names = {variable["name"] for container in containers() for variable in container["env"]}
-    assert {name.removeprefix("BARP_").lower() for name in names} <= Settings.model_fields.keys()
-
-
-def test_kuberay_worker_group_scales() -> None:
-    """Its workers, at most, hold the most replicas; at least, the fewest."""
-    (group,) = ray_cluster()["workerGroupSpecs"]
-    (container,) = group["template"]["spec"]["containers"]
-    (application,) = serve_config("rayservice.yaml").applications
-    settings = Settings.model_validate(application.args)
-    cpus = float(container["resources"]["limits"]["cpu"])
-
-    assert ray_cluster()["enableInTreeAutoscaling"] is True
-    assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-    assert settings.max_replicas * settings.replica_cpus <= group["maxReplicas"] * cpus
-    assert settings.min_replicas * settings.replica_cpus <= group["minReplicas"] * cpus
-
-
-def test_kuberay_state_is_shared_and_mounted_where_settings_look() -> None:
-    """Every node sees the publisher's pointer."""
-    claim = kuberay_documents()["PersistentVolumeClaim"]
-    (application,) = serve_config("rayservice.yaml").applications
-
-    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    for container in containers():
-        paths = [mount["mountPath"] for mount in container["volumeMounts"]]
-        assert paths == [application.args["state_dir"]]
-
-
-def test_kuberay_names_no_namespace_and_runs_without_privileges() -> None:
-    """Whoever applies it says where; nothing in it needs root."""
-    assert all("namespace" not in d["metadata"] for d in kuberay_documents().values())
-    groups = [ray_cluster()["headGroupSpec"], *ray_cluster()["workerGroupSpecs"]]
-    assert all(g["template"]["spec"]["securityContext"]["runAsNonRoot"] for g in groups)
-    assert all(not c["securityContext"]["allowPrivilegeEscalation"] for c in containers())
-    assert all(c["resources"].keys() == {"requests", "limits"} for c in containers())
-
-
-def test_kuberay_runs_the_pinned_ray_with_a_token() -> None:
-    """The operator must start the Ray that the image holds, and guard its ports."""
-    assert Version(ray_cluster()["rayVersion"]) == constraints()["ray"]
-    assert ray_cluster()["authOptions"] == {"mode": "token"}
-
-
 def test_image_carries_the_product_version() -> None:
-    """Manifest and pyproject name the same one."""
+    """What its first lines say to build is this release."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    images = {container["image"] for container in containers()}
-    assert images == {f"barp-router:{project['version']}"}
-    assert f"-t {images.pop()}" in DOCKERFILE
+    assert f"-t barp-router:{project['version']} " in DOCKERFILE
 
 
 def test_image_phones_nobody_and_is_not_root() -> None:
@@ -167,16 +80,35 @@ def test_image_phones_nobody_and_is_not_root() -> None:
 
 def test_image_holds_state_and_encoder_where_the_manifest_says() -> None:
     """The encoder is built into it; the state folder is mounted over."""
-    (application,) = serve_config("rayservice.yaml").applications
-    assert f"BARP_STATE_DIR={application.args['state_dir']}" in DOCKERFILE
-    assert f"BARP_ENCODER_DIR={application.args['encoder_dir']}" in DOCKERFILE
-    assert f"barp encoder build --kind minilm --out {application.args['encoder_dir']}" in DOCKERFILE
+    config = CLUSTER / "kuberay" / "base" / "config.yaml"
+    told = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+    assert f"BARP_STATE_DIR={told['BARP_STATE_DIR']}" in DOCKERFILE
+    assert f"BARP_ENCODER_DIR={told['BARP_ENCODER_DIR']}" in DOCKERFILE
+    assert f"barp encoder build --kind minilm --out {told['BARP_ENCODER_DIR']}" in DOCKERFILE
+
+
+def test_image_takes_the_cpu_unless_told_otherwise() -> None:
+    """Every stage that a build argument can name exists, and the last one copies what was built."""
+    stages = dict(re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE, flags=re.MULTILINE))
+    names = re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, flags=re.MULTILINE)
+    assert "ARG ACCELERATOR=cpu" in DOCKERFILE
+    assert {"cpu", "gpu", "build"} == set(names)
+    assert stages["${ACCELERATOR}"] == "build"
+    assert re.findall(r"^COPY --from=(\S+)", DOCKERFILE, flags=re.MULTILINE) == ["build"] * 2
+
+
+def test_image_needs_no_more_than_pyproject_allows() -> None:
+    """The GPU build of ONNX Runtime is bounded as the CPU build is."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (bounds,) = [line for line in project["dependencies"] if line.startswith("onnxruntime")]
+    assert f'"$BARP_ONNXRUNTIME{bounds.removeprefix("onnxruntime")}"' in DOCKERFILE
 
 
 def test_constraints_pin_every_requirement_within_its_bounds() -> None:
     """What is installed is what pyproject allows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    optional = project["optional-dependencies"].values()
+    lines = [*project["dependencies"], *(line for lines in optional for line in lines)]
     pins = constraints()
     for requirement in map(Requirement, lines):
         assert requirement.specifier.contains(pins[_normalised(requirement.name)])
