@@ -71,6 +71,9 @@ class Aggregator:
         self._submits: GroupCommit[Reports, list[JoinStatus]] = GroupCommit(
             self._submit_group, thread=self._writer, size=len, max_size=MAX_GROUP_ROWS
         )
+        self._batches: GroupCommit[pa.RecordBatch, bytes] = GroupCommit(
+            ledger.submit_batches, thread=self._writer, size=len, max_size=MAX_GROUP_ROWS
+        )
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -85,6 +88,7 @@ class Aggregator:
         await asyncio.gather(*self._loops, return_exceptions=True)
         await self._records.close()
         await self._submits.close()
+        await self._batches.close()
         try:
             await self.export()
         finally:
@@ -113,6 +117,17 @@ class Aggregator:
             outcomes: What came back.
         """
         return await self._submits.add([(tenant, outcome) for outcome in outcomes])
+
+    async def submit_batch(self, reports: pa.RecordBatch) -> bytes:
+        """Store outcomes that come in columns, durable when it returns.
+
+        Args:
+            reports: Schema REPORT_SCHEMA; the caller has verified the decision ids.
+
+        Returns:
+            One byte a report, see `policies.reports.unpack_statuses`.
+        """
+        return await self._batches.add(reports)
 
     async def decision(self, decision_id: str) -> dict[str, Any] | None:
         """Return all that is known of a decision as plain JSON values; see `Ledger.decision`."""
@@ -264,6 +279,10 @@ class AggregatorActor:
     async def submit(self, tenant: str, outcomes: Sequence[Outcome]) -> list[JoinStatus]:
         """See `Aggregator.submit`."""
         return await self._aggregator.submit(tenant, outcomes)
+
+    async def submit_batch(self, reports: pa.RecordBatch) -> bytes:
+        """See `Aggregator.submit_batch`."""
+        return await self._aggregator.submit_batch(reports)
 
     async def decision(self, decision_id: str) -> dict[str, Any] | None:
         """See `Aggregator.decision`."""

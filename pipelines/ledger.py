@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,14 +18,15 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from pipelines import ledger_sql as sql
-from pipelines.joining import MICROSECONDS, Group
+from pipelines.joining import MICROSECONDS, Group, Report
 from pipelines.ledger_prices import insert_prices, select_price_history, select_prices
-from pipelines.ledger_rows import decision_json, decision_rows, interaction_table
+from pipelines.ledger_rows import decision_json, decision_rows, interaction_table, report_rows
 from pipelines.schema import create_missing, is_durable, open_engine
 from pipelines.tenants import Rulebook
 from policies.arms import PriceTable
 from policies.errors import InvalidRequest, Unavailable, UnknownArm
 from policies.interaction import MAX_COST_USD, JoinStatus, LedgerCounts, Outcome
+from policies.reports import pack_statuses
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +116,37 @@ class Ledger:
         Returns:
             What became of each, in order.
         """
+        tenants = [tenant for tenant, _ in reports]
+        return self._submit(tenants, [Report.of(outcome) for _, outcome in reports])
+
+    def submit_batches(self, batches: Sequence[pa.RecordBatch]) -> list[bytes]:
+        """Store outcomes that come in columns; to the same end as `submit`, several times as fast.
+
+        Args:
+            batches: Schema REPORT_SCHEMA; the caller has verified that the decision ids are
+                their tenants'.
+
+        Returns:
+            What became of each report of each batch, see `policies.reports.unpack_statuses`.
+
+        Raises:
+            InvalidRequest: Another schema.
+        """
+        tenants: list[str] = []
+        reports: list[Report] = []
+        for batch in batches:
+            added, rows = report_rows(batch)
+            tenants += added
+            reports += rows
+        packed = pack_statuses(self._submit(tenants, reports))
+        ends = accumulate(map(len, batches), initial=0)
+        return [packed[start:end] for start, end in pairwise(ends)]
+
+    def _submit(self, tenants: Sequence[str], reports: Sequence[Report]) -> list[JoinStatus]:
+        """Apply reports one after another, and store what they change."""
         with self._writing() as connection:
-            group = self._load(connection, {outcome.decision_id for _, outcome in reports})
-            statuses = [group.receive(tenant, outcome) for tenant, outcome in reports]
+            group = self._load(connection, {report.decision_id for report in reports})
+            statuses = list(map(group.receive, tenants, reports))
             totals = {
                 "outcomes": len(group.received),
                 "joined": sum(received.joined for received in group.received),

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from sqlalchemy import Row
 
-from pipelines.joining import MICROSECONDS
+from pipelines.joining import MICROSECONDS, Report
 from pipelines.tenants import Rulebook
 from policies.errors import InvalidRequest
 from policies.interaction import DECISION_SCHEMA, INTERACTION_SCHEMA
+from policies.reports import REPORT_SCHEMA
 
 TIMES: Final = frozenset({"decided_at", "closes_at", "received_at", "matured_at"})
 # Bytes in a database outlive the machine that wrote them.
@@ -45,6 +46,21 @@ def decision_rows(batch: pa.RecordBatch, *, rules: Rulebook) -> list[dict[str, A
     ]
     names = tuple(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def report_rows(batch: pa.RecordBatch) -> tuple[list[str], list[Report]]:
+    """Take reports out of their columns: tenants, and the reports themselves, in order.
+
+    Args:
+        batch: Schema REPORT_SCHEMA.
+
+    Raises:
+        InvalidRequest: Another schema.
+    """
+    if not batch.schema.equals(REPORT_SCHEMA):
+        raise InvalidRequest("reports of another schema than REPORT_SCHEMA", field="batch")
+    tenants, *columns = (column.to_pylist() for column in batch.columns)
+    return tenants, list(map(Report._make, zip(*columns, strict=True)))
 
 
 def interaction_table(rows: Sequence[Row[Any]]) -> pa.Table:

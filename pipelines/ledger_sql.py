@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import (
-    BindParameter,
-    Connection,
-    Executable,
-    Row,
-    Select,
-    Table,
-    bindparam,
-    delete,
-    func,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select, update
 
-from pipelines.joining import COMPONENTS, FLAGS, Group, History, Received, Recorded, Values
+from pipelines.joining import Group, History, Recorded, Report, Values
+from pipelines.ledger_bulk import delete_of, execute_for, insert_rows, rows_of
 from pipelines.schema import (
     TOTALS,
     decisions,
@@ -31,14 +20,14 @@ from pipelines.schema import (
     sequence,
     tallies,
 )
-from policies.interaction import INTERACTION_SCHEMA, LedgerCounts, Outcome
+from policies.interaction import INTERACTION_SCHEMA, LedgerCounts
 
-# SQLite takes at most 32,766 parameters in a statement.
-MAX_PARAMETERS: Final = 10_000
-
-_RECORDED: Final = ("tenant", "arm", "price_version", "closes_at", "deferred")
-_REPORTED: Final = ("decision_id", "event_id", *COMPONENTS, *FLAGS)
-_VALUES: Final = ("quality", "cost_usd", "latency_ms")
+_first: Final = itemgetter(0)
+_RECORDED: Final = ("decision_id", *Recorded._fields)
+_OPEN: Final = ("decision_id", "tenant", "arm", "price_version", "closes_at", "deferred")
+_RECEIVED: Final = (*Report._fields, "position", "joined", "received_at")
+_VALUES: Final = Values._fields
+_MATURED: Final = ("decision_id", "revision", *_VALUES, "seq", "matured_at")
 # Columns of an interaction that are its own; the rest are its decision's.
 _OWN: Final = ("seq", "revision", *_VALUES, "matured_at")
 
@@ -49,21 +38,6 @@ def _columns(table: Table, *names: str) -> Select[Any]:
 
 
 # Built once: to build one takes SQLAlchemy longer than the database to answer it.
-_IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
-_STORED: Final = _columns(decisions, "decision_id").where(decisions.c.decision_id.in_(_IDS))
-_WAITING: Final = outcomes.c.decision_id.in_(_IDS) & outcomes.c.joined.is_(False)
-_SELECT_WAITING: Final = select(outcomes.c.decision_id).where(_WAITING).distinct()
-_MARK_JOINED: Final = update(outcomes).where(_WAITING).values(joined=True)
-_SELECT_RECORDED: Final = _columns(decisions, "decision_id", *_RECORDED).where(
-    decisions.c.decision_id.in_(_IDS)
-)
-_SELECT_REPORTS: Final = _columns(outcomes, *_REPORTED, "position").where(
-    outcomes.c.decision_id.in_(_IDS)
-)
-_SELECT_MATURED: Final = _columns(interactions, "decision_id", "revision", *_VALUES).where(
-    interactions.c.decision_id.in_(_IDS)
-)
-_CLOSE: Final = delete(open_decisions).where(open_decisions.c.decision_id.in_(_IDS))
 _LOCK: Final = (
     update(tallies).where(tallies.c.shard == bindparam("own")).values(shard=tallies.c.shard)
 )
@@ -96,67 +70,63 @@ def insert_decisions(connection: Connection, rows: Sequence[dict[str, Any]]) -> 
     for row in rows:
         by_id.setdefault(row["decision_id"], row)
     # Nobody else adds any of them meanwhile: they are this shard's, and the shard is locked.
-    for stored in _rows_of(connection, _STORED, list(by_id)):
-        del by_id[stored.decision_id]
+    for (stored,) in rows_of(connection, "decisions", ("decision_id",), by_id.keys()):
+        del by_id[stored]
     new = list(by_id.values())
     if new:
         connection.execute(insert(decisions), new)
-        names = ("decision_id", "closes_at")
-        connection.execute(insert(open_decisions), [{n: row[n] for n in names} for row in new])
+        opened = [tuple(row[name] for name in _OPEN) for row in new]
+        insert_rows(connection, "open_decisions", _OPEN, opened)
     return [row["decision_id"] for row in new]
 
 
 def waiting_for(connection: Connection, decision_ids: Sequence[str]) -> list[str]:
     """Pick those decisions whose outcomes came before them, in the same order."""
-    early = {row.decision_id for row in _rows_of(connection, _SELECT_WAITING, decision_ids)}
+    early = {found for (found,) in rows_of(connection, "outcomes", ("decision_id",), decision_ids)}
     return [decision_id for decision_id in decision_ids if decision_id in early]
 
 
 def load_histories(connection: Connection, decision_ids: Collection[str]) -> dict[str, History]:
     """Read all that joining needs about some decisions."""
-    ids = list(decision_ids)
-    histories = {decision_id: History() for decision_id in ids}
-    for row in _rows_of(connection, _SELECT_RECORDED, ids):
-        histories[row.decision_id].recorded = Recorded(**_fields(row, _RECORDED))
-    reports = _rows_of(connection, _SELECT_REPORTS, ids)
-    for row in sorted(reports, key=lambda report: int(report.position)):
-        history = histories[row.decision_id]
-        history.outcomes[row.event_id] = Outcome(**_fields(row, _REPORTED))
-    for row in _rows_of(connection, _SELECT_MATURED, ids):
-        history = histories[row.decision_id]
-        if row.revision > history.revision:
-            history.revision, history.matured = row.revision, Values(**_fields(row, _VALUES))
+    histories = {decision_id: History() for decision_id in decision_ids}
+    # Most are open, and an open one has not matured: the wide tables need not be asked.
+    for name, *recorded in rows_of(connection, "open_decisions", _RECORDED, decision_ids):
+        histories[name].recorded = Recorded._make(recorded)
+    rest = [name for name, history in histories.items() if history.recorded is None]
+    for name, *recorded in rows_of(connection, "decisions", _RECORDED, rest):
+        histories[name].recorded = Recorded._make(recorded)
+    reports = rows_of(connection, "outcomes", ("position", *Report._fields), decision_ids)
+    for _, *reported in sorted(reports, key=_first):
+        report = Report._make(reported)
+        assert report.event_id is not None
+        histories[report.decision_id].reports[report.event_id] = report
+    matured = rows_of(connection, "interactions", ("revision", "decision_id", *_VALUES), rest)
+    for revision, name, *values in matured:
+        history = histories[name]
+        if revision > history.revision:
+            history.revision, history.matured = revision, Values._make(values)
     return histories
 
 
 def store_group(connection: Connection, group: Group) -> None:
     """Write what a group has changed; sequence numbers are given here, just before the commit."""
-    if group.received:
-        connection.execute(
-            insert(outcomes), [_outcome_row(r, now=group.now) for r in group.received]
-        )
+    received = [(*one.report, one.position, one.joined, group.now) for one in group.received]
+    insert_rows(connection, "outcomes", _RECEIVED, sorted(received, key=_first))
     if not group.matured:
         return
     total = len(group.matured)
     last_seq = connection.execute(_TAKE_NUMBERS, {"total": total}).scalar_one()
-    rows = [
-        {
-            "seq": seq,
-            "decision_id": matured.decision_id,
-            "revision": matured.revision,
-            "matured_at": group.now,
-            **{name: getattr(matured.values, name) for name in _VALUES},
-        }
-        for seq, matured in enumerate(group.matured, start=last_seq - total + 1)
+    matured = [
+        (one.decision_id, one.revision, *one.values, seq, group.now)
+        for seq, one in enumerate(group.matured, start=last_seq - total + 1)
     ]
-    connection.execute(insert(interactions), rows)
-    first = [matured.decision_id for matured in group.matured if matured.revision == 0]
-    close_decisions(connection, first)
+    insert_rows(connection, "interactions", _MATURED, sorted(matured, key=_first))
+    close_decisions(connection, [one.decision_id for one in group.matured if one.revision == 0])
 
 
 def mark_joined(connection: Connection, decision_ids: Sequence[str]) -> None:
     """Note that the decisions of these outcomes have been recorded."""
-    _execute_for(connection, _MARK_JOINED, decision_ids)
+    execute_for(connection, "UPDATE outcomes SET joined = TRUE", decision_ids)
 
 
 def closing(connection: Connection, *, now: int, limit: int) -> list[str]:
@@ -172,7 +142,7 @@ def closing(connection: Connection, *, now: int, limit: int) -> list[str]:
 
 def close_decisions(connection: Connection, decision_ids: Sequence[str]) -> None:
     """Take decisions off the list of the open ones."""
-    _execute_for(connection, _CLOSE, decision_ids)
+    delete_of(connection, "open_decisions", decision_ids)
 
 
 def add_totals(connection: Connection, shard: int, totals: Mapping[str, int]) -> None:
@@ -228,7 +198,7 @@ def select_decision(
     if decision is None:
         return None
     reports = (
-        _columns(outcomes, "received_at", *_REPORTED)
+        _columns(outcomes, "received_at", *Report._fields)
         .where(outcomes.c.decision_id == decision_id)
         .order_by(outcomes.c.position)
     )
@@ -239,39 +209,3 @@ def select_decision(
         .limit(1)
     )
     return decision, list(connection.execute(reports)), connection.execute(latest).one_or_none()
-
-
-def _rows_of(
-    connection: Connection, query: Select[Any], decision_ids: Sequence[str]
-) -> Iterator[Row[Any]]:
-    """Run a query for some decisions, in as many statements as the parameters take."""
-    for ids in _chunks(decision_ids):
-        yield from connection.execute(query, {"ids": ids})
-
-
-def _execute_for(
-    connection: Connection, statement: Executable, decision_ids: Sequence[str]
-) -> None:
-    """Run a statement that returns nothing for some decisions, likewise."""
-    for ids in _chunks(decision_ids):
-        connection.execute(statement, {"ids": ids})
-
-
-def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(values), MAX_PARAMETERS):
-        yield values[start : start + MAX_PARAMETERS]
-
-
-def _fields(row: Row[Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in names}
-
-
-def _outcome_row(received: Received, *, now: int) -> dict[str, Any]:
-    """Lay an outcome out as a row of the table `outcomes`."""
-    reported = {name: getattr(received.outcome, name) for name in _REPORTED}
-    return {
-        **reported,
-        "position": received.position,
-        "received_at": now,
-        "joined": received.joined,
-    }

@@ -27,7 +27,9 @@ from sqlalchemy import (
     false,
     inspect,
     make_url,
+    select,
     text,
+    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateColumn
@@ -38,7 +40,13 @@ from policies.errors import Unavailable
 BUSY_TIMEOUT_S: Final = 30
 SQLITE_SYNCHRONOUS_FULL: Final = 2
 
+# A transaction of thousands of outcomes touches thousands of pages: SQLite's own 2 MB of cache
+# would read them twice, and its checkpoints at 4 MB would write them as often.
+SQLITE_CACHE_KB: Final = 32_768
+SQLITE_CHECKPOINT_PAGES: Final = 8_192
+
 metadata = MetaData()
+_NUMBER: Final = BigInteger().with_variant(Integer(), "sqlite")
 
 # Written once, read when outcomes join and when interactions leave. Nothing here is updated: a
 # row is some 2 KB, and to change one number would be to write it all again.
@@ -69,12 +77,17 @@ decisions = Table(
 )
 
 # Decisions that have not matured and whose wait window has not closed: a small table beside the
-# wide one.
+# wide one, with what joining needs to know, so that most outcomes never touch that.
 open_decisions = Table(
     "open_decisions",
     metadata,
     Column("decision_id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False, server_default=""),
+    Column("arm", Text, nullable=False, server_default=""),
+    Column("price_version", Integer, nullable=False, server_default=text("0")),
     Column("closes_at", BigInteger, nullable=False, index=True),  # Ledger.mature_expired
+    Column("deferred", Boolean, nullable=False, server_default=false()),
+    sqlite_with_rowid=False,
 )
 
 outcomes = Table(
@@ -93,6 +106,7 @@ outcomes = Table(
     Column("final", Boolean, nullable=False),
     Column("correction", Boolean, nullable=False, server_default=false()),
     Column("activate", Boolean, nullable=False, server_default=false()),
+    sqlite_with_rowid=False,
 )
 # Ledger.counts: only those that wait are in it.
 Index(
@@ -105,7 +119,8 @@ Index(
 interactions = Table(
     "interactions",
     metadata,
-    Column("seq", BigInteger, primary_key=True, autoincrement=False),  # Ledger.interactions
+    # Ledger.interactions. SQLite calls it INTEGER where it is to be the row's own number.
+    Column("seq", _NUMBER, primary_key=True, autoincrement=False),
     Column("decision_id", Text, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("quality", Double),
@@ -174,10 +189,17 @@ def create_missing(engine: Engine) -> None:
         present = inspect(connection)
         for table in metadata.sorted_tables:
             known = {column["name"] for column in present.get_columns(table.name)}
-            for column in table.columns:
-                if column.name not in known:
-                    definition = CreateColumn(column).compile(dialect=engine.dialect)
-                    connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+            missing = [column for column in table.columns if column.name not in known]
+            for column in missing:
+                definition = CreateColumn(column).compile(dialect=engine.dialect)
+                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
+            if table is open_decisions and missing:
+                same = decisions.c.decision_id == open_decisions.c.decision_id
+                copied = {
+                    column: select(decisions.c[column.name]).where(same).scalar_subquery()
+                    for column in missing
+                }
+                connection.execute(update(open_decisions).values(copied))
 
 
 def is_durable(connection: Connection) -> bool:
@@ -204,6 +226,8 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
         f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
         "journal_mode = WAL",
         "synchronous = FULL",
+        f"cache_size = -{SQLITE_CACHE_KB}",
+        f"wal_autocheckpoint = {SQLITE_CHECKPOINT_PAGES}",
     ):
         connection.execute(f"PRAGMA {pragma}")
 

@@ -148,12 +148,17 @@ def test_a_database_of_an_earlier_release_gets_the_columns_it_lacks(
             ("decisions", "deferred"),
             ("outcomes", "correction"),
             ("outcomes", "activate"),
+            ("open_decisions", "tenant"),
+            ("open_decisions", "arm"),
+            ("open_decisions", "price_version"),
+            ("open_decisions", "deferred"),
         ):
             connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
     engine.dispose()
     ledger = open_ledger(ledger_url, clock)
-    ledger.record([batch(["b"])])
     ledger.change_prices(priced)
-    submit(ledger, Outcome(decision_id="a", cost_usd=0.1), Outcome(decision_id="b", activate=True))
-    assert matured(ledger) == [(1, "a", 0, 0.5, 0.1)]
+    ledger.record([batch(["b"])])
+    priced_by_tokens = Outcome(decision_id="a", tokens_in=1_000_000, tokens_out=0)
+    submit(ledger, priced_by_tokens, Outcome(decision_id="b", activate=True))
+    assert matured(ledger) == [(1, "a", 0, 0.5, 5.0)]
     ledger.close()

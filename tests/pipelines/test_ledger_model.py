@@ -17,9 +17,10 @@ from ledgers import ARM, ORPHAN_AFTER_S, RULES, TENANT, dated_id, decision, open
 from sqlalchemy import create_engine
 
 from pipelines.dataset import InteractionDataset, export
-from pipelines.joining import COMPONENTS, FLAGS
+from pipelines.joining import Report
 from pipelines.schema import metadata
 from policies.interaction import LedgerCounts, Outcome, decisions_to_batch
+from policies.reports import reports_to_batch, unpack_statuses
 
 # Tenant of each decision, and whether it is deferred; two ids tell when they were issued.
 DECISIONS = {
@@ -177,8 +178,7 @@ class Model:
 
 
 def _values_of(outcome: Outcome) -> tuple[object, ...]:
-    names = (*COMPONENTS, *FLAGS)
-    return tuple(getattr(outcome, name) for name in names)
+    return tuple(Report.of(outcome))[2:]
 
 
 def closes_at(decision_id: str) -> float:
@@ -211,13 +211,17 @@ class LedgerMachine(RuleBasedStateMachine):
         new = self.ledger.record(batches(ids))
         assert sum(new) == len(self.model.recorded) - before
 
-    @rule(outcomes=st.lists(OUTCOMES, min_size=1, max_size=6))
-    def submit(self, outcomes: list[Outcome]) -> None:
+    @rule(outcomes=st.lists(OUTCOMES, min_size=1, max_size=6), columns=st.booleans())
+    def submit(self, outcomes: list[Outcome], columns: bool) -> None:
         """Report outcomes in one transaction; the model takes them one by one."""
         expected = [self.model.report(outcome, self.clock.now) for outcome in outcomes]
-        statuses = self.ledger.submit(
-            [(DECISIONS[outcome.decision_id][0], outcome) for outcome in outcomes]
-        )
+        reports = [(DECISIONS[outcome.decision_id][0], outcome) for outcome in outcomes]
+        if columns:
+            made = reports_to_batch(reports)
+            packed = self.ledger.submit_batches([made.slice(0, 1), made.slice(1)])
+            statuses = unpack_statuses(b"".join(packed))
+        else:
+            statuses = self.ledger.submit(reports)
         assert [status.value for status in statuses] == expected
 
     @rule(seconds=st.sampled_from([1.0, ORPHAN_AFTER_S]))
