@@ -57,6 +57,10 @@ class Arm:
                     allowed="finite, >= 0",
                 )
 
+    def __hash__(self) -> int:
+        """Hash by name alone: arms are looked up with every decision, and names are unique."""
+        return hash(self.name)
+
     def cost_usd(self, *, tokens_in: float, tokens_out: float) -> float:
         """Price one call by its token counts, USD.
 

@@ -170,3 +170,21 @@ def sample(probs: NDArray[np.float64], *, uniform: float) -> int:
     index = int(np.searchsorted(np.cumsum(probs), uniform, side="right"))
     # Rounding may leave the last cumulative sum a hair below one.
     return min(index, len(probs) - 1)
+
+
+def sample_rows(probs: NDArray[np.float64], *, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Draw an index from each of several pmfs, as `sample` does for one.
+
+    Args:
+        probs: Probabilities, shape (n, num_offered), rows summing to one.
+        uniforms: The random numbers to invert, in [0, 1), shape (n,).
+
+    Returns:
+        Shape (n,).
+
+    >>> sample_rows(np.array([[0.25, 0.75], [1.0, 0.0]]), uniforms=np.array([0.25, 0.99]))
+    array([1, 0])
+    """
+    passed = np.cumsum(probs, axis=1) <= uniforms[:, None]
+    # Rounding may leave the last cumulative sum a hair below one.
+    return np.asarray(np.minimum(passed.sum(axis=1), probs.shape[1] - 1), dtype=np.int64)

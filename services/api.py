@@ -12,31 +12,32 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import from_json
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import Message
+from pydantic_core import from_json, to_json
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from policies.errors import InvalidRequest, RouterError
+from services.decider import RouteRequest
 from services.door import CALLER, Caller, Door, caller_of
 from services.feedback import Feedback
 from services.metrics import ReplicaMetrics
 from services.operations import Operations
 from services.paths import application
 from services.refusals import BodyTooLarge, MalformedJson, invalid, refusal
-from services.router import Routed, Router, RouterArgs, RouteRequest, in_batch
-from services.wire import RouteBatchIn, RouteBatchOut, RouteIn, RouteOut
+from services.replies import JSON, TEXT, Reply, header
+from services.router import Router, RouterArgs, in_batch
+from services.wire import RouteBatchIn, RouteIn, route_out
 
-JSON: Final = "application/json"
 CLIENT_GONE: Final = 499  # nobody reads it; the log's word for a caller who hung up
 _ROUTE_LIST: Final = TypeAdapter(list[RouteIn])
 
-Handler = Callable[[Request], Awaitable[Response]]
+# Takes the body and the request's scope.
+Handler = Callable[[bytes, Scope], Awaitable[Reply]]
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Api:
-    """Answers one HTTP request after the other; holds no state of its own."""
+    """The ASGI application: answers one HTTP request after the other, holds no state of its own."""
 
     def __init__(
         self,
@@ -59,129 +60,151 @@ class Api:
             ("GET", "/healthz"): self.healthz,
         }
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; every refusal has the one error body."""
+        if scope["type"] != "http":
+            await _no_http(scope, receive, send)
+            return
         began = time.perf_counter()
-        path = request.scope["path"]
-        hot = self._hot.get((request.method, path))
-        try:
-            caller = self._door.admit(
-                request.method, path, request.headers.get("authorization", "")
-            )
-            request.scope[CALLER] = caller
-            response = await (hot or self._operate)(self._limited(request, caller))
-        except RouterError as error:
-            response = refusal(error)
-        except ClientDisconnect:
-            response = Response(status_code=CLIENT_GONE)
+        path: str = scope["path"]
+        hot = self._hot.get((scope["method"], path))
+        reply = await self._answer(hot or self._operate, scope, receive)
         spent_s = time.perf_counter() - began
-        response.headers["x-barp-overhead-ms"] = f"{spent_s * 1000:.3f}"
-        route = path if hot else "other"
-        self._metrics.requests.labels(route, str(response.status_code)).inc()
-        self._metrics.overhead.labels(route).observe(spent_s)
-        return response
+        self._metrics.answered(path if hot else "other", reply.status, spent_s=spent_s)
+        await reply.send(send, extra=[(b"x-barp-overhead-ms", b"%.3f" % (spent_s * 1000))])
 
-    async def route(self, request: Request) -> Response:
+    async def route(self, body: bytes, scope: Scope) -> Reply:
         """Choose a model for one prompt."""
-        body = _validated(RouteIn, await request.body())
-        tenant = caller_of(request.scope).acts_for(body.tenant)
-        [routed] = await self._decide([body.to_request(tenant=tenant)])
+        asked = _validated(RouteIn, body)
+        tenant = caller_of(scope).acts_for(asked.tenant)
+        routed = await self._router.route(asked.to_request(tenant=tenant))
         decision = routed.decision
-        return Response(
-            RouteOut.of(routed).model_dump_json(exclude_none=True),
-            media_type=JSON,
-            headers={
-                "x-barp-decision-id": decision.decision_id,
-                "x-barp-model": decision.arm.encode("ascii", "backslashreplace").decode(),
-                "x-barp-policy-version": str(decision.policy_version),
-            },
+        self._metrics.decided([decision])
+        return Reply(
+            to_json(route_out(routed)),
+            headers=[
+                (b"x-barp-decision-id", decision.decision_id.encode()),
+                (b"x-barp-model", decision.arm.encode("ascii", "backslashreplace")),
+                (b"x-barp-policy-version", b"%d" % decision.policy_version),
+            ],
         )
 
-    async def route_batch(self, request: Request) -> Response:
+    async def route_batch(self, body: bytes, scope: Scope) -> Reply:
         """Choose a model for each of several prompts, encoded together; all or none."""
-        bodies, requests = _batch(await request.body()), []
-        caller = caller_of(request.scope)
-        caller.spend(len(bodies) - 1)
-        for index, body in enumerate(bodies):
-            with in_batch(index, size=len(bodies)):
-                requests.append(body.to_request(tenant=caller.acts_for(body.tenant)))
-        routed = await self._decide(requests)
-        reply = RouteBatchOut(results=[RouteOut.of(one) for one in routed])
-        return Response(reply.model_dump_json(exclude_none=True), media_type=JSON)
+        asked, requests = _batch(body), list[RouteRequest]()
+        caller = caller_of(scope)
+        caller.spend(len(asked) - 1)
+        for index, one in enumerate(asked):
+            with in_batch(index, size=len(asked)):
+                requests.append(one.to_request(tenant=caller.acts_for(one.tenant)))
+        routed = await self._router.decide(requests)
+        self._metrics.decided([one.decision for one in routed])
+        return Reply(to_json({"results": [route_out(one) for one in routed]}))
 
-    async def feedback(self, request: Request) -> Response:
+    async def feedback(self, body: bytes, scope: Scope) -> Reply:
         """Report what came back for one decision, or for each of a list."""
         try:
-            body = from_json(await request.body())
+            reported = from_json(body)
         except ValueError as error:
             raise MalformedJson(
                 f"the body is not JSON: {error}", field="body", allowed="JSON (RFC 8259), UTF-8"
             ) from error
-        caller = caller_of(request.scope)
-        if isinstance(body, list):
-            caller.spend(len(body) - 1)
-            results = await self._feedback.many(body, caller=caller)
-            return Response(results.model_dump_json(exclude_none=True), media_type=JSON)
-        if not isinstance(body, dict):
+        caller = caller_of(scope)
+        if isinstance(reported, list):
+            caller.spend(len(reported) - 1)
+            results = await self._feedback.many(reported, caller=caller)
+            return Reply(results.model_dump_json(exclude_none=True).encode())
+        if not isinstance(reported, dict):
             raise InvalidRequest(
                 "the body is neither an outcome nor a list of them",
                 field="body",
                 allowed="a JSON object, or a list of objects",
             )
-        key = request.headers.get("idempotency-key")
-        if key is not None and body.get("event_id") is None:
-            body["event_id"] = key
-        result = await self._feedback.one(body, caller=caller)
-        return Response(result.model_dump_json(exclude_none=True), status_code=202, media_type=JSON)
+        key = header(scope, b"idempotency-key")
+        if key is not None and reported.get("event_id") is None:
+            reported["event_id"] = key
+        result = await self._feedback.one(reported, caller=caller)
+        return Reply(result.model_dump_json(exclude_none=True).encode(), status=202)
 
-    async def healthz(self, request: Request) -> Response:
+    async def healthz(self, body: bytes, scope: Scope) -> Reply:
         """Say that this process answers."""
-        return Response("ok\n", media_type="text/plain")
+        return Reply(b"ok\n", content_type=TEXT)
 
-    async def _decide(self, requests: list[RouteRequest]) -> list[Routed]:
-        routed = await self._router.decide(requests)
-        self._metrics.decided([one.decision for one in routed])
-        return routed
+    async def _answer(self, handler: Handler, scope: Scope, receive: Receive) -> Reply:
+        """Let a caller in, read what it sends, and let a handler answer."""
+        try:
+            authorization = header(scope, b"authorization") or ""
+            caller = self._door.admit(scope["method"], scope["path"], authorization)
+            scope[CALLER] = caller
+            return await handler(await _body(receive, limit=self._limit(caller)), scope)
+        except RouterError as error:
+            return refusal(error)
+        except ClientDisconnect:
+            return Reply(b"", status=CLIENT_GONE)
 
-    def _limited(self, request: Request, caller: Caller) -> Request:
-        """Return the request with a body that raises BodyTooLarge beyond the limit."""
-        limit, size = min(self._args.max_body_bytes, caller.max_body_bytes or sys.maxsize), 0
+    def _limit(self, caller: Caller) -> int:
+        """Return how many bytes a caller's body may have."""
+        return min(self._args.max_body_bytes, caller.max_body_bytes or sys.maxsize)
 
-        async def receive() -> Message:
-            nonlocal size
-            message = await request.receive()
-            size += len(message.get("body", b""))
-            if size > limit:
-                raise BodyTooLarge(
-                    f"the body has more than {limit} bytes",
-                    field="body",
-                    allowed=f"at most {limit} bytes",
-                )
-            return message
-
-        return Request(request.scope, receive)
-
-    async def _operate(self, request: Request) -> Response:
+    async def _operate(self, body: bytes, scope: Scope) -> Reply:
         """Let the FastAPI application answer, in this very call."""
-        # Read here, where a body that is too large is refused as such.
-        unread = [{"type": "http.request", "body": await request.body(), "more_body": False}]
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
         sent: list[Message] = []
 
         async def receive() -> Message:
-            return unread.pop() if unread else await request.receive()
+            return unread.pop() if unread else {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
             sent.append(message)
 
         # Callers forget or mistake the type; what is not JSON is refused for not being JSON.
-        headers = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
-        scope = {**request.scope, "headers": [*headers, (b"content-type", JSON.encode())]}
-        await self._everything(scope, receive, send)
+        headers = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+        inner = {**scope, "headers": [*headers, (b"content-type", JSON)]}
+        await self._everything(inner, receive, send)
         start = next(m for m in sent if m["type"] == "http.response.start")
         content = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
-        response = Response(content, status_code=start["status"])
-        response.raw_headers = list(start["headers"])
-        return response
+        kind = dict(start["headers"]).get(b"content-type", TEXT)
+        ours = (b"content-type", b"content-length")
+        others = [pair for pair in start["headers"] if pair[0] not in ours]
+        return Reply(content, start["status"], kind, others)
+
+
+async def _body(receive: Receive, *, limit: int) -> bytes:
+    """Read a request's body.
+
+    Args:
+        receive: Where it comes from.
+        limit: Most bytes.
+
+    Raises:
+        BodyTooLarge: It has more.
+        ClientDisconnect: The caller hung up first.
+    """
+    parts, size, more = list[bytes](), 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise BodyTooLarge(
+                f"the body has more than {limit} bytes",
+                field="body",
+                allowed=f"at most {limit} bytes",
+            )
+        parts.append(part)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _no_http(scope: Scope, receive: Receive, send: Send) -> None:
+    """Begin and end with the server, which waits for a word; there is nothing else but HTTP."""
+    if scope["type"] != "lifespan":
+        raise RuntimeError(f"{scope['type']} is not answered here")
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": f"{message['type']}.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 def _validated(model: type[Model], body: bytes) -> Model:

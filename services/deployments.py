@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from policies.encoder import load_encoder
 from policies.learners import load_policy
@@ -169,9 +168,9 @@ class RouterDeployment:
         self._recorder.start()
         self._pusher.start()
 
-    async def __call__(self, request: Request) -> Response:
-        """Answer one HTTP request."""
-        return await self._api(request)
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Hand the HTTP side to Serve, which asks once `__init__` is done."""
+        return self._api
 
     async def check_health(self) -> None:
         """Raise when a background task has ended: Serve then replaces this replica."""
@@ -230,7 +229,9 @@ def router_deployment(
         encoder_autoscaling: How the encoder scales as a deployment of its own; None keeps it
             inside each router replica.
     """
-    router = serve.deployment(name="Router", **autoscaling.options())(RouterDeployment)
+    # As an ASGI application: Serve then makes no objects of requests and replies.
+    ingress = serve.ingress()(RouterDeployment)
+    router = serve.deployment(name="Router", **autoscaling.options())(ingress)
     if encoder_autoscaling is None:
         return router.bind(args)
     encoder = serve.deployment(name="Encoder", **encoder_autoscaling.options())(EncoderDeployment)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from policies.errors import Unavailable
+from services.decider import DEFAULT_TENANT
 from services.keys import (
     FEEDBACK,
     OBSERVE,
@@ -28,7 +29,6 @@ from services.keys import (
     service_key,
 )
 from services.refusals import Forbidden, RateLimited, Unauthorised
-from services.router import DEFAULT_TENANT
 
 # How often the key file is looked at: a new key, or a revoked one, counts after this, seconds.
 REREAD_S: Final = 1.0

@@ -14,6 +14,8 @@ Contexts = NDArray[np.float32]
 
 # Prompts that a light encoder encodes at once: some 2 ms, what other requests may have to wait.
 LIGHT_PROMPTS: Final = 32
+# Prompts of different callers that a heavy one encodes together: from 8 on MiniLM gains no more.
+HEAVY_PROMPTS: Final = 8
 
 
 class LocalEncoder(Protocol):
@@ -46,6 +48,10 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """Length of a context."""
 
+    @property
+    def gathered(self) -> int:
+        """How many callers' prompts are best encoded in one call; 1 where each goes by itself."""
+
     async def encode(self, texts: Sequence[str]) -> Contexts:
         """Encode prompts, float32, shape (len(texts), dim)."""
 
@@ -61,6 +67,7 @@ class ThreadedEncoder:
         self.encoder_id, self.dim = encoder.encoder_id, encoder.dim
         self._encoder = encoder
         self._at_once = LIGHT_PROMPTS if encoder.light else 0
+        self.gathered = LIGHT_PROMPTS if encoder.light else HEAVY_PROMPTS
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
 
     async def encode(self, texts: Sequence[str]) -> Contexts:
@@ -76,7 +83,12 @@ class ThreadedEncoder:
 
 
 class RemoteEncoder:
-    """Encodes through another deployment; built from what that deployment says of itself."""
+    """Encodes through another deployment, which gathers the prompts of all replicas.
+
+    Built from what that deployment says of itself.
+    """
+
+    gathered = 1
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -27,6 +28,7 @@ class ReplicaMetrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
+        self._answers: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.requests = Counter(
             "barp_requests", "HTTP requests", ["route", "status"], registry=registry
         )
@@ -70,10 +72,24 @@ class ReplicaMetrics:
             "barp_decisions_buffered", "Decisions waiting for the ledger", registry=registry
         )
 
+    def answered(self, route: str, status: int, *, spent_s: float) -> None:
+        """Count one HTTP answer and what it took, seconds."""
+        # To find a child takes longer than to count, so those found once are kept.
+        key = route, status
+        found = self._answers.get(key)
+        if found is None:
+            found = self._answers[key] = (
+                self.requests.labels(route, str(status)),
+                self.overhead.labels(route),
+            )
+        found[0].inc()
+        found[1].observe(spent_s)
+
     def decided(self, decisions: Sequence[Decision]) -> None:
         """Count decisions by model and version."""
-        for decision in decisions:
-            self._decisions.labels(decision.arm, str(decision.policy_version)).inc()
+        counted = Tally((decision.arm, decision.policy_version) for decision in decisions)
+        for (arm, version), number in counted.items():
+            self._decisions.labels(arm, str(version)).inc(number)
 
     def reported(self, status: JoinStatus) -> None:
         """Count one outcome by what became of it."""

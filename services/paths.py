@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -11,10 +11,12 @@ from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from policies.errors import NotFound, RouterError
 from services.operations import Operations
 from services.refusals import MalformedJson, MethodNotAllowed, from_complaint, refusal
+from services.replies import Reply
 from services.wire import (
     ErrorOut,
     FeedbackIn,
@@ -37,16 +39,16 @@ _BODIES: Final = (RouteIn, RouteBatchIn, FeedbackIn, ErrorOut)
 class HotHandlers(Protocol):
     """The handlers that have a short cut past FastAPI; `services.api.Api` has them."""
 
-    async def route(self, request: Request) -> Response:
+    async def route(self, body: bytes, scope: Scope) -> Reply:
         """Choose a model for one prompt."""
 
-    async def route_batch(self, request: Request) -> Response:
+    async def route_batch(self, body: bytes, scope: Scope) -> Reply:
         """Choose a model for each of several prompts."""
 
-    async def feedback(self, request: Request) -> Response:
+    async def feedback(self, body: bytes, scope: Scope) -> Reply:
         """Report what came back."""
 
-    async def healthz(self, request: Request) -> Response:
+    async def healthz(self, body: bytes, scope: Scope) -> Reply:
         """Say that this process answers."""
 
 
@@ -73,21 +75,21 @@ def _hot_routes(hot: HotHandlers) -> APIRouter:
     routes = APIRouter(tags=["routing"])
     routes.add_api_route(
         "/v1/route",
-        hot.route,
+        _endpoint(hot.route),
         methods=["POST"],
         response_model=RouteOut,
         openapi_extra=_body("RouteIn"),
     )
     routes.add_api_route(
         "/v1/route/batch",
-        hot.route_batch,
+        _endpoint(hot.route_batch),
         methods=["POST"],
         response_model=RouteBatchOut,
         openapi_extra=_body("RouteBatchIn", or_list_of="RouteIn"),
     )
     routes.add_api_route(
         "/v1/feedback",
-        hot.feedback,
+        _endpoint(hot.feedback),
         methods=["POST"],
         status_code=202,
         response_model=FeedbackOut,
@@ -123,7 +125,9 @@ def _health_routes(operations: Operations, hot: HotHandlers) -> APIRouter:
     routes.add_api_route("/v1/decisions/{decision_id}", operations.decision, methods=["GET"])
     routes.add_api_route("/v1/events", operations.events, methods=["GET"])
     routes.add_api_route("/v1/status", operations.status, methods=["GET"])
-    routes.add_api_route("/healthz", hot.healthz, methods=["GET"], response_class=PlainTextResponse)
+    routes.add_api_route(
+        "/healthz", _endpoint(hot.healthz), methods=["GET"], response_class=PlainTextResponse
+    )
     routes.add_api_route("/readyz", operations.readyz, methods=["GET"])
     routes.add_api_route(
         "/metrics", operations.metrics, methods=["GET"], response_class=PlainTextResponse
@@ -131,21 +135,37 @@ def _health_routes(operations: Operations, hot: HotHandlers) -> APIRouter:
     return routes
 
 
+def _endpoint(
+    handler: Callable[[bytes, Scope], Awaitable[Reply]],
+) -> Callable[[Request], Awaitable[Response]]:
+    """Make a hot handler one of FastAPI's."""
+
+    async def endpoint(request: Request) -> Response:
+        return (await handler(await request.body(), request.scope)).to_response()
+
+    # What the description calls it.
+    endpoint.__name__, endpoint.__doc__ = handler.__name__, handler.__doc__
+    return endpoint
+
+
 async def _refuse(request: Request, error: Exception) -> Response:
     """Give FastAPI's own errors the one error body."""
     if isinstance(error, RouterError):
-        return refusal(error)
+        return refusal(error).to_response()
     if isinstance(error, RequestValidationError):
         complaint = dict(error.errors()[0])
         # FastAPI puts where the value came from in front: body, path, query.
         complaint["loc"] = complaint["loc"][1:]
-        return refusal(from_complaint(complaint))
+        return refusal(from_complaint(complaint)).to_response()
     status = error.status_code if isinstance(error, HTTPException) else 500
     if status == 404:
-        return refusal(NotFound("no such path", field="path", allowed="what /docs lists"))
+        missing = NotFound("no such path", field="path", allowed="what /docs lists")
+        return refusal(missing).to_response()
     if status == 405:
-        return refusal(MethodNotAllowed("the path has no such method", field="method"))
-    return refusal(MalformedJson("the body cannot be read", field="body", allowed="JSON, UTF-8"))
+        wrong = MethodNotAllowed("the path has no such method", field="method")
+        return refusal(wrong).to_response()
+    broken = MalformedJson("the body cannot be read", field="body", allowed="JSON, UTF-8")
+    return refusal(broken).to_response()
 
 
 def _body(model: str, *, or_list_of: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
-from starlette.responses import Response
 
 from policies.errors import (
     ArtifactError,
@@ -20,6 +19,7 @@ from policies.errors import (
     RouterError,
     Unavailable,
 )
+from services.replies import Reply
 from services.wire import PreferenceIn
 
 MAX_VALUE_CHARACTERS: Final = 100
@@ -115,20 +115,15 @@ def detail_of(error: RouterError) -> dict[str, Any]:
     }
 
 
-def refusal(error: RouterError) -> Response:
+def refusal(error: RouterError) -> Reply:
     """Answer with an error, and with Retry-After where trying again makes sense."""
     status = status_of(error)
-    headers = {"retry-after": str(RETRY_AFTER_S)} if status == 503 else {}
+    headers = [(b"retry-after", b"%d" % RETRY_AFTER_S)] if status == 503 else []
     if isinstance(error, RateLimited):
-        headers["retry-after"] = str(error.retry_after_s)
+        headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if isinstance(error, Unauthorised):
-        headers["www-authenticate"] = "Bearer"
-    return Response(
-        to_json({"error": detail_of(error)}),
-        status_code=status,
-        headers=headers,
-        media_type="application/json",
-    )
+        headers.append((b"www-authenticate", b"Bearer"))
+    return Reply(to_json({"error": detail_of(error)}), status=status, headers=headers)
 
 
 def shown(value: object) -> object:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, NotRequired, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from typing_extensions import TypedDict
 
 from policies.arms import Arm, PriceTable
 from policies.errors import InvalidArm, InvalidPrompt
 from policies.interaction import MAX_TOKENS, Outcome
 from policies.preference import Preference
-from services.router import Routed, RouteRequest
+from services.decider import Routed, RouteRequest
 
 MAX_LABEL: Final = 200
 
@@ -122,54 +123,53 @@ class RouteBatchIn(_Strict):
     requests: list[RouteIn]
 
 
-class PreferenceOut(BaseModel):
+class PreferenceOut(TypedDict):
     """The trade-off decided under; the two sum to one."""
 
     quality: float
     cost: float
 
 
-class ExpectedOut(BaseModel):
+class ExpectedOut(TypedDict):
     """What the policy expects of the chosen model: quality in [0, 1], cost in USD."""
 
     quality: float
     cost_usd: float
 
 
-class RouteOut(BaseModel):
+class RouteOut(TypedDict):
     """Where to send the prompt."""
 
-    decision_id: str = Field(description="Send it back with the outcome.")
+    decision_id: Annotated[str, Field(description="Send it back with the outcome.")]
     model: str
-    propensity: float = Field(description="Probability that this model had.")
+    propensity: Annotated[float, Field(description="Probability that this model had.")]
     policy_version: int
     preference: PreferenceOut
-    expected: ExpectedOut | None = Field(
-        default=None, description="Left out by policies that model no outcome."
-    )
-
-    @classmethod
-    def of(cls, routed: Routed) -> Self:
-        """Show what a caller may see of a decision."""
-        decision, expected = routed.decision, routed.expected
-        return cls(
-            decision_id=decision.decision_id,
-            model=decision.arm,
-            propensity=decision.propensity,
-            policy_version=decision.policy_version,
-            preference=PreferenceOut(
-                quality=decision.preference.quality, cost=decision.preference.cost
-            ),
-            expected=None
-            if expected is None
-            else ExpectedOut(quality=expected.quality, cost_usd=expected.cost_usd),
-        )
+    expected: NotRequired[
+        Annotated[ExpectedOut, Field(description="Left out by policies that model no outcome.")]
+    ]
 
 
-class RouteBatchOut(BaseModel):
+class RouteBatchOut(TypedDict):
     """One result for each request, in order."""
 
     results: list[RouteOut]
+
+
+def route_out(routed: Routed) -> RouteOut:
+    """Show what a caller may see of a decision."""
+    decision, expected = routed.decision, routed.expected
+    preference = decision.preference
+    out = RouteOut(
+        decision_id=decision.decision_id,
+        model=decision.arm,
+        propensity=decision.propensity,
+        policy_version=decision.policy_version,
+        preference={"quality": preference.quality, "cost": preference.cost},
+    )
+    if expected is not None:
+        out["expected"] = {"quality": expected.quality, "cost_usd": expected.cost_usd}
+    return out
 
 
 class FeedbackIn(_Strict):

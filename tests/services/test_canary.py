@@ -18,8 +18,8 @@ from policies.interaction import Decision
 from policies.policy import mix_canary, mix_exploration
 from policies.preference import Preference
 from services.champion import LoadedCanary
+from services.decider import RouteRequest
 from services.decision_ids import DecisionIds
-from services.router import RouteRequest
 
 SHARE = 0.2
 CANARY = 5

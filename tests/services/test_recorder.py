@@ -10,9 +10,9 @@ import pytest
 from replica_fakes import FakeAggregator, Replica
 
 from policies.interaction import Decision
+from services.decider import RouteRequest
 from services.metrics import ReplicaMetrics
 from services.recorder import BATCH_ROWS, Recorder
-from services.router import RouteRequest
 
 
 def some_decisions(number: int) -> list[Decision]:

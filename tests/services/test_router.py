@@ -14,8 +14,8 @@ from replica_fakes import NOW, PRICES, HeldChampion, PricePolicy, Replica, a_cha
 from policies.errors import InvalidPrompt, InvalidRequest, NoEligibleArm, Unavailable
 from policies.interaction import decisions_to_batch
 from policies.preference import Preference
+from services.decider import Routed, RouteRequest
 from services.encoders import ThreadedEncoder
-from services.router import Routed, RouteRequest
 
 requests_of_all_kinds = st.lists(
     st.builds(
@@ -54,6 +54,55 @@ def test_the_logged_pmf_is_the_policys_and_holds_the_choice(requests: list[Route
         assert decision.decided_at == datetime.fromtimestamp(NOW, UTC)
         replica.ids.verify(decision.decision_id, request.tenant)
     assert decisions_to_batch(replica.decisions).num_rows == len(requests)
+
+
+@settings(max_examples=40, deadline=None)
+@given(requests=requests_of_all_kinds)
+def test_callers_of_the_same_moment_are_answered_as_one_by_one(
+    requests: list[RouteRequest],
+) -> None:
+    together, alone = Replica(seed=7), Replica(seed=7)
+
+    async def all_at_once() -> list[Routed]:
+        return await asyncio.gather(*(together.router.route(one) for one in requests))
+
+    routed = asyncio.run(all_at_once())
+    groups = [len(requests)] if len(requests) <= 4 else [4, len(requests) - 4]
+    assert together.encoder.calls == groups
+    for request in requests:
+        decide(alone, request)
+    assert [one.decision for one in routed] == together.decisions
+    for one, other in zip(together.decisions, alone.decisions, strict=True):
+        assert (one.arm, one.prompt_hash, one.tenant) == (
+            other.arm,
+            other.prompt_hash,
+            other.tenant,
+        )
+        np.testing.assert_array_equal(one.pmf, other.pmf)
+
+
+def test_a_bad_request_spoils_none_that_came_with_it() -> None:
+    replica = Replica()
+    asked = [
+        RouteRequest(prompt="fine"),
+        RouteRequest(prompt="x", models=("nobody",)),
+        RouteRequest(prompt=" "),
+        RouteRequest(prompt="dear", models=("dear",)),
+    ]
+
+    async def all_at_once() -> list[Routed | BaseException]:
+        return await asyncio.gather(
+            *(replica.router.route(one) for one in asked), return_exceptions=True
+        )
+
+    answers = asyncio.run(all_at_once())
+    assert [type(answer) for answer in answers] == [Routed, InvalidRequest, InvalidPrompt, Routed]
+    assert [decision.prompt_characters for decision in replica.decisions] == [4, 4]
+    assert replica.decisions[1].arm == "dear"
+    assert isinstance(answers[3], Routed)
+    assert answers[3].decision == replica.decisions[1]
+    assert isinstance(answers[1], InvalidRequest)
+    assert answers[1].field == "models"
 
 
 @settings(max_examples=40, deadline=None)

@@ -16,8 +16,6 @@ import httpx
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from starlette.requests import Request
-from starlette.types import Receive, Scope, Send
 
 from policies.arms import Arm, PriceTable, patched
 from policies.artifact import PolicyArtifact
@@ -56,6 +54,7 @@ class HashEncoder:
     encoder_id = ENCODER_ID
     dim = DIM
     light = False
+    gathered = 4
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -425,12 +424,8 @@ class Replica:
     def call(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Send one HTTP request through the ASGI interface, as Serve does."""
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            response = await self.api(Request(scope, receive))
-            await response(scope, receive, send)
-
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(app)
+            transport = httpx.ASGITransport(self.api)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
                 return await http.request(method, path, **request)
 
