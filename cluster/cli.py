@@ -17,6 +17,7 @@ from cluster.console import console, print_json, replay_progress
 from cluster.encoders import encoder
 from cluster.events import show_events
 from cluster.keys import keys
+from cluster.nodes import cluster
 from cluster.options import default_text, with_settings
 from cluster.settings import Settings
 from pipelines.replay_plan import Stream
@@ -33,6 +34,7 @@ app.add_typer(operate.models, name="models")
 app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
 app.add_typer(encoder, name="encoder")
+app.add_typer(cluster, name="cluster")
 app.command("status")(operate.status)
 app.command("events")(show_events)
 

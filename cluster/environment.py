@@ -45,11 +45,16 @@ LOOPBACK_ONLY: Final = {
 }
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, private: bool = True) -> None:
     """Set what a private cluster on this machine needs; call before `import ray`.
 
     Ray reads its authentication mode once, when it is imported. The token is this run's own:
     without one Ray would write a lasting token into the user's home.
+
+    Args:
+        private: Whether this process starts a cluster of its own; one that joins a cluster takes
+            that one's addresses and token.
     """
-    os.environ.update(FIXED | LOOPBACK_ONLY)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.update(FIXED | (LOOPBACK_ONLY if private else {}))
+    if private:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

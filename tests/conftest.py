@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import hypothesis
 import pytest
 
 from cluster.environment import prepare_environment
+
+POSTGRES_URL_VARIABLE = "BARP_TEST_POSTGRES_URL"
 
 # Before anything imports Ray or numpy: they read the environment only once.
 prepare_environment()
@@ -43,4 +46,17 @@ def object_store() -> Iterator[str]:
     from object_stores import running_object_store
 
     with running_object_store() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL server for the run, as SQLAlchemy URL: a given one, or one started here."""
+    from postgres_servers import running_postgres
+
+    given = os.environ.get(POSTGRES_URL_VARIABLE)
+    if given:
+        yield given
+        return
+    with running_postgres() as url:
         yield url
