@@ -30,8 +30,8 @@ from policies.evaluation import (
     preference_regions,
 )
 from policies.learning import LearnerSpec
-from policies.linear_models import features, fit_projection
 from policies.performance import choices_of
+from policies.projection import features, fit_projection
 from policies.reward import scaled_cost
 
 Array = NDArray[np.float64]

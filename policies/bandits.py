@@ -27,9 +27,9 @@ from policies.learning import (
     latest_price_version,
     lineage,
 )
-from policies.linear_models import fit_projection
 from policies.policy import Assessment, all_on, assess_one_by_one, mix_exploration
 from policies.preference import Preference
+from policies.projection import fit_projection
 from policies.reward import scalar_reward
 
 Array = NDArray[np.float64]
@@ -111,9 +111,6 @@ class BanditPolicy:
         """Return all mass on the arm of the best expected reward, shape (num_offered,)."""
         mean, _, _ = self._predict(context, preference, offered)
         return all_on(int(mean.argmax()), len(mean))
-
-    def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> None:
-        """Return None: quality and cost are not told apart."""
 
     def _predict(
         self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]

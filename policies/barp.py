@@ -118,9 +118,6 @@ class BarpPolicy:
         """Return the pmf of several requests at once, shape (n, num_offered)."""
         return assess_one_by_one(self.pmf, contexts, preferences, offered)
 
-    def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> None:
-        """Return None: it learns what to choose, not what comes of it."""
-
     def _weights_of(self, names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
         """Pick the head's rows for the arms offered."""
         rows = [self._index.get(name, len(self._index)) for name in names]

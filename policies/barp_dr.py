@@ -23,10 +23,11 @@ from policies.barp import columns, first_version, next_version, preferences, tra
 from policies.control_variate import Modelled, constant, modelled
 from policies.gradient import GradientTask, Train, TrainingState, doubly_robust_loss
 from policies.learning import Experience, LearnerSpec, experience
-from policies.linear_models import fit_projection
+from policies.list_prices import TYPICAL_PROMPT_CHARACTERS, costs_at, list_costs
 from policies.memory import Memory
 from policies.network import PARAMETERS, Head, initial_parameters
-from policies.reward import scaled_cost
+from policies.priced_memory import Priced, listed_costs
+from policies.projection import fit_projection
 
 KIND: Final = "barp-dr"
 # Rows the components are fitted on at most: they change little after, and 20,000 take seconds.
@@ -41,7 +42,6 @@ class BarpDrSettings:
         head: Decision head.
         preference_units: Width of phi, the network over the preference.
         components: Principal components of the context that the network sees.
-        modelled_components: How many of them the control variate sees.
         min_rows_to_project: Rows the components are fitted on at least; before, levels only.
         learning_rate: Adam's step.
         minibatch: Rows a step, at all their preferences, shared by all learners.
@@ -49,7 +49,6 @@ class BarpDrSettings:
         max_steps: Steps of one update at most: what bounds its time.
         preferences_per_row: Preferences each row is priced at, one in each of as many even parts.
         control_variate: Model every arm; without, only the usual reward at each preference.
-        context_precision: Observations that the model's prior of no effect of the context counts.
         bonus: Standard deviations of the model that a little-known arm is given on top.
         barrier: Weight of the log barrier, in deviations of the reward over the root of the rows
             remembered per arm: as inverse gap weighting explores less, the more it has seen.
@@ -60,7 +59,6 @@ class BarpDrSettings:
     head: Head = "mlp"
     preference_units: int = 16
     components: int = 16
-    modelled_components: int = 8
     min_rows_to_project: int = 64
     learning_rate: float = 1e-2
     minibatch: int = 64
@@ -68,7 +66,6 @@ class BarpDrSettings:
     max_steps: int = 400
     preferences_per_row: int = 4
     control_variate: bool = True
-    context_precision: float = 100.0
     bonus: float = 0.5
     barrier: float = 0.2
     max_importance: float = 0.05
@@ -107,18 +104,23 @@ class BarpDrLearner:
             "projection": np.zeros((settings.components, spec.context_dim)),
         }
         memory = Memory.empty(inputs=settings.components, num_arms=num_arms)
-        weights = TrainingState.fresh(parameters).weights() | projection | memory.weights()
+        listed = np.array([arm.list_cost_usd(TYPICAL_PROMPT_CHARACTERS) for arm in spec.arms])
+        prices = {"list_cost_usd": listed.astype(np.float64), "list_cost_now_usd": listed}
+        weights = TrainingState.fresh(parameters).weights() | projection | memory.weights() | prices
         return first_version(KIND, spec, asdict(settings), weights)
 
     def update(
         self, parent: PolicyArtifact, rows: pa.Table, prices: Mapping[int, PriceTable]
     ) -> PolicyArtifact:
-        """Remember new rows, then follow the gradient on all that is remembered.
+        """Remember new rows, then follow the gradient on all that is remembered, at today's prices.
 
         Rows without both outcomes are skipped.
         """
-        seen = experience(parent, rows)
+        seen, costs = experience(parent, rows), list_costs(prices)
         grown = next_version(parent, seen, prices)
+        grown = replace(
+            grown, weights={**grown.weights, **listed_costs(parent, grown, seen, costs)}
+        )
         known = seen.where(~np.isnan(seen.quality + seen.cost_usd))
         if len(known) == 0:
             memory = Memory.read(parent.weights).with_arms(len(grown.arms))
@@ -127,13 +129,15 @@ class BarpDrLearner:
         state = TrainingState.read(grown.weights, PARAMETERS[settings.head])
         generator = np.random.default_rng([grown.seed, state.steps])
         projection = frozen_projection(grown, known, settings)
-        newer = remembered(known, grown, projection, generator)
+        newer = remembered(known, grown, projection, generator, costs)
         older = Memory.read(parent.weights).with_arms(len(grown.arms))
         memory = older.plus(newer, capacity=settings.capacity)
         steps = min(-(-len(known) * settings.replays // settings.minibatch), settings.max_steps)
-        task = gradient_task(memory, settings, generator, steps=steps)
+        priced = Priced.read(replace(grown, weights={**grown.weights, **projection}))
+        task = gradient_task(memory, settings, generator, steps=steps, priced=priced)
         trained = self.train(state, task)
-        return replace(grown, weights=trained.weights() | projection | memory.weights())
+        learned = trained.weights() | projection | memory.weights()
+        return replace(grown, weights={**grown.weights, **learned})
 
 
 def frozen_projection(
@@ -152,10 +156,16 @@ def remembered(
     version: PolicyArtifact,
     projection: Mapping[str, NDArray[np.float64]],
     generator: np.random.Generator,
+    costs: Mapping[tuple[int, str], float],
 ) -> Memory:
-    """Turn rows with both outcomes into what is kept of them."""
+    """Turn rows with both outcomes into what is kept of them.
+
+    Costs are kept at the list price an arm was first seen with, scaled but not clipped: another
+    price can then be put in for all of them.
+    """
     laid_out = columns(seen, version.arms)
-    cost = scaled_cost(seen.cost_usd, cost_ceiling_usd=version.cost_ceiling_usd)
+    kept_at = costs_at(version.weights["list_cost_usd"], version.arms, seen, costs)
+    cost = kept_at / version.cost_ceiling_usd
     context = (seen.contexts - projection["centre"]) @ projection["projection"].T
     return Memory(
         context=context.astype(np.float16),
@@ -168,15 +178,20 @@ def remembered(
 
 
 def gradient_task(
-    memory: Memory, settings: BarpDrSettings, generator: np.random.Generator, *, steps: int
+    memory: Memory,
+    settings: BarpDrSettings,
+    generator: np.random.Generator,
+    *,
+    steps: int,
+    priced: Priced,
 ) -> GradientTask:
     """Draw the rows and preferences of every step, and price them."""
-    model = control_variate(memory, settings)
+    model = control_variate(memory, settings, priced)
     per_row = settings.preferences_per_row
     num_rows = steps * settings.minibatch
     drawn = np.resize(generator.permutation(len(memory)), num_rows).repeat(per_row)
     w_quality = stratified(num_rows, per_row, generator)
-    priced = model.take(drawn)
+    modelled = model.take(drawn)
     residual = model.surprise(np.full(len(memory), 0.5))
     per_arm = len(memory) / memory.offered.shape[1]
     return GradientTask(
@@ -186,8 +201,8 @@ def gradient_task(
             "offered": memory.offered[drawn],
             "arm": memory.arm[drawn].astype(np.int64),
             "propensity": memory.propensity[drawn],
-            "worth": priced.worth(w_quality, bonus=settings.bonus).astype(np.float32),
-            "residual": priced.surprise(w_quality).astype(np.float32),
+            "worth": modelled.worth(w_quality, bonus=settings.bonus).astype(np.float32),
+            "residual": modelled.surprise(w_quality).astype(np.float32),
         },
         minibatches=np.arange(num_rows * per_row).reshape(1, steps, -1),
         # The gradient is that of the policy without exploration: what is mixed in afterwards
@@ -202,18 +217,17 @@ def gradient_task(
     )
 
 
-def control_variate(memory: Memory, settings: BarpDrSettings) -> Modelled:
+def control_variate(memory: Memory, settings: BarpDrSettings, priced: Priced) -> Modelled:
     """Model what is remembered: every arm, or only what is usual."""
-    outcome, num_arms = memory.outcome.astype(np.float64), memory.offered.shape[1]
+    outcome = priced.outcome(memory)
     if not settings.control_variate:
-        return constant(outcome, num_arms=num_arms)
-    context = memory.context[:, : settings.modelled_components].astype(np.float64)
+        return constant(outcome, num_arms=len(priced.listed))
+    context = memory.context.astype(np.float64) * priced.spread
     return modelled(
         np.hstack([np.ones((len(context), 1)), context]),
         memory.arm.astype(np.int64),
         outcome,
-        num_arms=num_arms,
-        precision=settings.context_precision,
+        listed=priced.listed,
     )
 
 

@@ -1,8 +1,9 @@
 """What every arm would have brought, modelled from the log: the control variate of barp-dr.
 
-A Bayesian linear model of quality and one of scaled cost per arm, as the posterior learner's. A
-row's own outcome must not be in the prediction it is compared with, or the residual is too small
-where the model is flexible: the residual is left one out, exactly, by the leverage of the row.
+The posterior learner's models (`policies.outcome_models`), on principal components: quality, and
+cost as a departure from list price. A row's own outcome must not be in the prediction it is
+compared with, or the residual is too small where the model is flexible: the residual is left one
+out, by the leverage of the row.
 """
 
 from __future__ import annotations
@@ -13,11 +14,24 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.linear_models import RidgeSettings, Statistics, beliefs, deviations
+from policies.hierarchy import Beliefs, Guess
+from policies.outcome_models import (
+    COST_GUESS,
+    QUALITY_GUESS,
+    Rows,
+    cost_noise,
+    fit_cost,
+    fit_quality,
+    quality_noise,
+    quality_variance,
+    sigmoid,
+)
 
 Array = NDArray[np.float64]
 # A row alone in its direction would have a leverage of one, and no prediction without itself.
 MAX_LEVERAGE: Final = 0.95
+# Steps of expectation maximisation: the model need not be the best one, only a fair one.
+ROUNDS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,22 +72,20 @@ class Modelled:
         )
 
 
-def modelled(
-    features: Array, arm: NDArray[np.int64], outcome: Array, *, num_arms: int, precision: float
-) -> Modelled:
+def modelled(features: Array, arm: NDArray[np.int64], outcome: Array, *, listed: Array) -> Modelled:
     """Model the outcomes of every arm on every row.
 
     Args:
-        features: A leading 1 and the projected context, shape (n, features), n >= 1.
-        arm: Index of the arm taken, shape (n,).
+        features: A leading 1 and the projected context, mean squared length about 1, shape (n, p).
+        arm: Index of the arm taken, shape (n,), n >= 1.
         outcome: Quality and scaled cost, shape (n, 2).
-        num_arms: K.
-        precision: Observations that the prior of no effect of the context counts as.
+        listed: Scaled list cost of each arm, 0 where no price is given, shape (K,).
     """
-    targets = [
-        _modelled_one(features, arm, outcome[:, i], num_arms=num_arms, precision=precision)
-        for i in range(2)
-    ]
+    quality, paid = outcome.T
+    targets = (
+        _quality(_Log.of(features, arm, quality, num_arms=len(listed))),
+        _cost(_Log.of(features, arm, paid - listed[arm], num_arms=len(listed)), listed),
+    )
     expected, deviation, residual = (np.stack(parts, -1) for parts in zip(*targets, strict=True))
     return Modelled(expected=expected, deviation=deviation, residual=residual)
 
@@ -88,17 +100,65 @@ def constant(outcome: Array, *, num_arms: int) -> Modelled:
     )
 
 
-def _modelled_one(
-    features: Array, arm: NDArray[np.int64], target: Array, *, num_arms: int, precision: float
-) -> tuple[Array, Array, Array]:
-    """Return expectation and deviation, (n, K), and residual, (n,), of one target."""
-    settings = RidgeSettings(context_precision=precision, deviation_scale=1.0)
-    statistics = Statistics.empty(num_arms, features.shape[1]).plus(arm, features, target)
-    prior_means = np.full(num_arms, target.mean())
-    deviation, _ = deviations(statistics, settings)
-    means, inverse = beliefs(statistics, prior_means, settings, np.ones(num_arms))
-    leverage = ((features @ inverse) * features).sum(axis=-1).T
-    expected, rows = features @ means.T, np.arange(len(arm))
-    share = np.minimum(leverage[rows, arm], MAX_LEVERAGE)
-    residual = (target - expected[rows, arm]) / (1.0 - share)
-    return expected, np.sqrt(leverage) * deviation, residual
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Log:
+    """One target of a log, as it came and sorted by arm.
+
+    Attributes:
+        features: Shape (n, p).
+        arm: Shape (n,).
+        target: Shape (n,).
+        rows: The same, sorted by arm.
+        num_arms: K.
+    """
+
+    features: Array
+    arm: NDArray[np.int64]
+    target: Array
+    rows: Rows
+    num_arms: int
+
+    @classmethod
+    def of(cls, features: Array, arm: NDArray[np.int64], target: Array, *, num_arms: int) -> _Log:
+        """Lay a target out."""
+        rows = Rows.sorted(features, arm, target, num_arms=num_arms)
+        return cls(features=features, arm=arm, target=target, rows=rows, num_arms=num_arms)
+
+    @property
+    def blocks(self) -> tuple[slice]:
+        """All slopes have one variance in common."""
+        return (slice(1, self.features.shape[1]),)
+
+    def prior(self, guess: Guess) -> Beliefs:
+        """Believe nothing yet."""
+        return Beliefs.prior(guess, num_arms=self.num_arms, blocks=self.blocks)
+
+    def variance(self, found: Beliefs) -> Array:
+        """Return the variance of every arm's prediction on every row, shape (n, K)."""
+        moved = self.features @ found.covariances
+        return np.asarray(np.maximum((moved * self.features).sum(axis=-1).T, 0.0))
+
+    def residual(self, expected: Array, leverage: Array) -> Array:
+        """Return what the arm taken brought beyond a prediction without the row, shape (n,)."""
+        taken = np.arange(len(self.arm)), self.arm
+        return np.asarray(
+            (self.target - expected[taken]) / (1.0 - np.minimum(leverage[taken], MAX_LEVERAGE))
+        )
+
+
+def _quality(log: _Log) -> tuple[Array, Array, Array]:
+    """Return expectation and deviation, (n, K), and residual, (n,), of quality."""
+    found = fit_quality(log.prior(QUALITY_GUESS), log.rows, log.blocks, ROUNDS)
+    expected, variance = sigmoid(log.features @ found.means.T), log.variance(found)
+    weight = quality_variance(expected)
+    noise = quality_noise(log.rows, sigmoid(log.rows.predicted(found.means)))
+    residual = log.residual(expected, variance * weight / noise)
+    return expected, np.sqrt(variance) * weight, residual
+
+
+def _cost(log: _Log, listed: Array) -> tuple[Array, Array, Array]:
+    """Return the same of scaled cost."""
+    found = fit_cost(log.prior(COST_GUESS), log.rows, log.blocks, ROUNDS)
+    expected, variance = log.features @ found.means.T, log.variance(found)
+    residual = log.residual(expected, variance / cost_noise(log.rows, found.means))
+    return np.clip(listed + expected, 0.0, 1.0), np.sqrt(variance), residual

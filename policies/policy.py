@@ -16,19 +16,6 @@ DEFAULT_EXPLORATION_TOTAL: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expectation:
-    """What a policy expects of each arm offered.
-
-    Attributes:
-        quality: Expected quality in [0, 1], shape (num_offered,).
-        cost_usd: Expected cost of the call, USD, shape (num_offered,).
-    """
-
-    quality: NDArray[np.float64]
-    cost_usd: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
     """What a policy makes of n requests that are offered the same m arms.
 
@@ -98,9 +85,6 @@ class Policy(Protocol):
 
         For judging only, never served: an arm may have no probability at all.
         """
-
-    def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation | None:
-        """Say what it expects of each arm; None for a policy that models no outcome."""
 
 
 def assess_one_by_one(

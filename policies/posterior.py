@@ -25,15 +25,10 @@ from policies.arms import Arm
 from policies.artifact import PolicyArtifact
 from policies.draws import arm_draws
 from policies.feature_map import FeatureMap
-from policies.hierarchy import (
-    Beliefs,
-    sigmoid,
-)
-from policies.list_prices import (
-    TYPICAL_PROMPT_CHARACTERS,
-    price_ratio,
-)
-from policies.policy import Assessment, Expectation, all_on
+from policies.hierarchy import Beliefs
+from policies.list_prices import TYPICAL_PROMPT_CHARACTERS, price_ratio
+from policies.outcome_models import sigmoid
+from policies.policy import Assessment, all_on
 from policies.preference import Preference, preference_grid
 from policies.reward import scaled_cost
 
@@ -189,11 +184,6 @@ class PosteriorPolicy:
         [quality], [cost], _ = self._predict(context[None], self._models(tuple(offered)))
         worth = preference.quality * quality - preference.cost * cost
         return all_on(int(worth.argmax()), len(worth))
-
-    def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation:
-        """Return the posterior means, in the units they are reported in."""
-        [quality], [cost], _ = self._predict(context[None], self._models(tuple(offered)))
-        return Expectation(quality=quality, cost_usd=cost * self._artifact.cost_ceiling_usd)
 
     def _predict(
         self, contexts: NDArray[np.float32], models: OfferedModels

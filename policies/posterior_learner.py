@@ -14,14 +14,7 @@ from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.draws import arm_draws
 from policies.feature_map import FeatureMap, fit_features
-from policies.hierarchy import (
-    COST_GUESS,
-    QUALITY_GUESS,
-    Beliefs,
-    Rows,
-    fit_cost,
-    fit_quality,
-)
+from policies.hierarchy import Beliefs
 from policies.learning import (
     Experience,
     LearnerSpec,
@@ -37,6 +30,7 @@ from policies.list_prices import (
     list_costs,
 )
 from policies.memory import Memory
+from policies.outcome_models import COST_GUESS, QUALITY_GUESS, Rows, fit_cost, fit_quality
 from policies.posterior import KIND, PosteriorSettings
 from policies.reward import scaled_cost
 

@@ -18,7 +18,7 @@ from pipelines.gate import judge, should_promote, uplift_scores, usable_rows
 from policies.arms import Arm, PriceTable
 from policies.evaluation import estimate
 from policies.interaction import INTERACTION_SCHEMA
-from policies.policy import Assessment, Expectation, assess_one_by_one, mix_exploration
+from policies.policy import Assessment, assess_one_by_one, mix_exploration
 from policies.preference import Preference, preference_grid
 
 TAU_USD = 0.01
@@ -61,10 +61,6 @@ class ScoredPolicy:
     ) -> NDArray[np.float64]:
         """Return the same; no test asks for less."""
         return self.pmf(context, preference, offered)
-
-    def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation | None:
-        """Expect nothing."""
-        return None
 
 
 class World:

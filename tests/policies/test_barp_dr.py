@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
-from experiences import a_spec, prices_of, routed, some_arms
-from hypothesis import given
-from hypothesis import strategies as st
+from experiences import ENCODER_ID, a_spec, prices_of, routed, some_arms
+from numpy.typing import NDArray
 
+from policies.arms import Arm
 from policies.artifact import PolicyArtifact
 from policies.barp import BarpPolicy
-from policies.barp_dr import BarpDrLearner, BarpDrSettings, control_variate, stratified
+from policies.barp_dr import (
+    BarpDrLearner,
+    BarpDrSettings,
+    control_variate,
+    stratified,
+)
 from policies.control_variate import constant, modelled
 from policies.evaluation import doubly_robust
 from policies.gradient import doubly_robust_loss
 from policies.memory import Memory
+from policies.policy import Assessment
 from policies.preference import Preference
+from policies.priced_memory import Priced
 
 ARMS = some_arms(0.0005, 0.004, 0.01)
 
@@ -89,18 +99,25 @@ def test_where_it_rests_it_weighs_by_inverse_gap() -> None:
     torch.testing.assert_close(pmf, 0.02 / 3 / (gap + 0.02), rtol=1e-3, atol=1e-5)
 
 
-@given(seed=st.integers(0, 1000), rows=st.integers(3, 12))
-def test_a_residual_is_what_a_model_without_the_row_leaves(seed: int, rows: int) -> None:
-    """Leverage instead of refitting; the prior's mean, of all rows, is held."""
-    rng = np.random.default_rng(seed)
-    features = np.hstack([np.ones((rows, 1)), rng.normal(size=(rows, 2))])
-    arm, outcome = rng.integers(2, size=rows), rng.uniform(size=(rows, 2))
-    model = modelled(features, arm, outcome, num_arms=2, precision=3.0)
-    prior = np.diag([2.0, 3.0, 3.0])
-    mine = (arm == arm[0]) & (np.arange(rows) != 0)
-    moment = features[mine].T @ outcome[mine] + prior[0][:, None] * outcome.mean(axis=0)
-    slopes = np.linalg.solve(features[mine].T @ features[mine] + prior, moment)
-    np.testing.assert_allclose(model.residual[0], outcome[0] - features[0] @ slopes, atol=1e-9)
+def test_a_cost_residual_is_what_a_model_without_the_row_leaves() -> None:
+    """Leverage instead of refitting; the variances, which all rows make, hardly move by one."""
+    rng, n = np.random.default_rng(0), 400
+    features = np.hstack([np.ones((n, 1)), rng.normal(size=(n, 2)) / 2**0.5])
+    arm, listed = rng.integers(2, size=n), np.array([0.2, 0.6])
+    cost = listed[arm] + 0.1 * features[:, 1] + 0.05 * rng.normal(size=n)
+    outcome = np.stack([(rng.random(n) < 0.6).astype(np.float64), cost], axis=1)
+    model = modelled(features, arm, outcome, listed=listed)
+    without = modelled(features[1:], arm[1:], outcome[1:], listed=listed)
+    # Another row at the same place is predicted by the model that never saw the first.
+    twin = modelled(
+        np.vstack([features[1:], features[:1]]),
+        np.append(arm[1:], arm[0]),
+        np.vstack([outcome[1:], [[np.nan, np.nan]]]),
+        listed=listed,
+    )
+    assert len(without.residual) == n - 1
+    expected = outcome[0] - twin.expected[-1, arm[0]]
+    np.testing.assert_allclose(model.residual[0], expected, atol=2e-3)
 
 
 def test_without_a_model_the_baseline_still_knows_the_preference() -> None:
@@ -154,7 +171,8 @@ def test_what_is_remembered_before_a_projection_teaches_levels() -> None:
     learner = BarpDrLearner(BarpDrSettings(max_steps=2))
     artifact = _next(learner, learner.initial(a_spec(ARMS)), 20, step=0)
     assert not artifact.weights["projection"].any()
-    model = control_variate(Memory.read(artifact.weights), learner.settings)
+    memory = Memory.read(artifact.weights)
+    model = control_variate(memory, learner.settings, Priced.read(artifact))
     np.testing.assert_allclose(model.expected, model.expected[:1].repeat(20, axis=0))
 
 
@@ -176,15 +194,111 @@ def test_it_keeps_to_different_arms_for_different_preferences(model: bool) -> No
     assert easy[1] > 0.5
 
 
+def test_after_a_price_change_what_is_remembered_costs_what_it_would_now() -> None:
+    """The dear arm becomes the cheapest: remembered calls of it are priced anew."""
+    learner = BarpDrLearner()
+    artifact = learner.initial(a_spec(ARMS))
+    for step in range(6):
+        artifact = _next(learner, artifact, 100, step=step)
+    before = Priced.read(artifact).outcome(Memory.read(artifact.weights))
+    cheap = (*ARMS[:2], replace(ARMS[2], usd_per_call=0.0001))
+    for step in range(6, 9):
+        artifact = _next(learner, artifact, 60, step=step, arms=cheap, version=2)
+    memory = Memory.read(artifact.weights)
+    after = Priced.read(artifact).outcome(memory)[: len(before)]
+    dear = memory.arm[: len(before)] == 2
+    np.testing.assert_allclose(after[dear, 1], before[dear, 1] / 100, rtol=1e-5)
+    np.testing.assert_array_equal(after[~dear], before[~dear])
+    pmf = BarpPolicy(artifact).pmf(
+        np.zeros(6, dtype=np.float32), Preference(quality=0.0, cost=1.0), cheap
+    )
+    assert pmf.argmax() == 2
+
+
+def test_costs_are_remembered_at_one_price_whatever_was_charged() -> None:
+    learner = BarpDrLearner(BarpDrSettings(max_steps=1))
+    parent = _next(learner, learner.initial(a_spec(ARMS)), 100, step=0)
+    doubled = tuple(replace(arm, usd_per_call=2 * arm.usd_per_call) for arm in ARMS)
+    once, twice = (
+        _next(learner, parent, 50, step=1, arms=arms, version=2) for arms in (ARMS, doubled)
+    )
+    np.testing.assert_allclose(
+        twice.weights["memory.outcome"], once.weights["memory.outcome"], rtol=1e-6
+    )
+
+
+def test_an_arm_hardly_tried_is_believed_to_cost_its_list_price() -> None:
+    """A few rows, all of the cheap arm: the caller who wants only low cost is sent there."""
+    learner = BarpDrLearner()
+    artifact = learner.initial(a_spec(ARMS))
+    rng, cheap = np.random.default_rng(0), np.tile([1.0, 0.0, 0.0], (40, 1))
+    always = FixedPolicy(probs=cheap[0])
+    for step in range(8):
+        rows = routed(
+            always,
+            rng.normal(size=(40, 6)).astype(np.float32),
+            ARMS,
+            0.6 * cheap,
+            0.0005 * cheap,
+            rng=rng,
+            first_seq=1 + 40 * step,
+        )
+        artifact = learner.update(artifact, rows, prices_of(ARMS))
+    one = np.zeros(6, dtype=np.float32)
+    for_cost = BarpPolicy(artifact).pmf(one, Preference(quality=0.0, cost=1.0), ARMS)
+    assert for_cost[0] > for_cost[1] > for_cost[2]
+    assert for_cost[0] > 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedPolicy:
+    """Decides by one pmf, whatever is asked."""
+
+    probs: NDArray[np.float64]
+    kind: str = "fixed"
+    encoder_id: str = ENCODER_ID
+    context_dim: int = 6
+
+    def pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> NDArray[np.float64]:
+        """Return it."""
+        return self.probs
+
+    greedy_pmf = pmf
+
+    def assess(
+        self,
+        contexts: NDArray[np.float32],
+        preferences: Sequence[Preference],
+        offered: Sequence[Arm],
+    ) -> Assessment:
+        """Repeat it."""
+        return Assessment(pmf=np.tile(self.probs, (len(contexts), 1)))
+
+
 def _next(
-    learner: BarpDrLearner, parent: PolicyArtifact, number: int, *, step: int
+    learner: BarpDrLearner,
+    parent: PolicyArtifact,
+    number: int,
+    *,
+    step: int,
+    arms: tuple[Arm, ...] = ARMS,
+    version: int = 1,
 ) -> PolicyArtifact:
     """Route prompts whose better half suits the dear arm, the other the middle one."""
     rng = np.random.default_rng(step)
     contexts = rng.normal(size=(number, 6)).astype(np.float32)
     good = np.where(contexts[:, :1] > 0, [0.2, 0.3, 0.9], [0.2, 0.9, 0.5])
-    costs = np.tile([0.0005, 0.004, 0.01], (number, 1))
+    costs = np.tile([arm.usd_per_call for arm in arms], (number, 1))
     rows = routed(
-        BarpPolicy(parent), contexts, ARMS, good, costs, rng=rng, first_seq=1 + step * number
+        BarpPolicy(parent),
+        contexts,
+        ARMS,
+        good,
+        costs,
+        rng=rng,
+        first_seq=1 + step * number,
+        price_version=version,
     )
-    return learner.update(parent, rows, prices_of(ARMS))
+    return learner.update(parent, rows, prices_of(arms, version=version))

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from policies.hierarchy import (
+from policies.hierarchy import Beliefs
+from policies.outcome_models import (
     COST_GUESS,
     QUALITY_GUESS,
-    Beliefs,
     Rows,
     fit_cost,
     fit_quality,

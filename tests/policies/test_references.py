@@ -52,9 +52,6 @@ class FirstArm:
         """Return the same; no test asks for less."""
         return self.pmf(context, preference, offered)
 
-    def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> None:
-        """Expect nothing."""
-
 
 def test_references_are_exact() -> None:
     grid = (ONLY_COST, ONLY_QUALITY)

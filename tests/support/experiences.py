@@ -51,6 +51,7 @@ def routed(
     *,
     rng: np.random.Generator,
     first_seq: int = 1,
+    price_version: int = 1,
 ) -> pa.Table:
     """Route prompts at preferences drawn evenly; return the interactions, schema as logged.
 
@@ -62,6 +63,7 @@ def routed(
         costs: Cost of every arm, USD, shape (n, K), NaN where it never comes.
         rng: Draws preferences and arms.
         first_seq: Sequence number of the first row.
+        price_version: The price table they are decided under.
     """
     decisions, taken = [], []
     for row, context in enumerate(contexts):
@@ -85,7 +87,7 @@ def routed(
                 arm=arms[taken[-1]].name,
                 propensity=float(pmf[taken[-1]]),
                 policy_version=1,
-                price_version=1,
+                price_version=price_version,
             )
         )
     rows = np.arange(len(taken))

@@ -22,7 +22,7 @@ from policies.artifact import PolicyArtifact
 from policies.errors import InvalidRequest, Unavailable, UnknownVersion
 from policies.events import Event, EventKind
 from policies.interaction import Decision, JoinStatus, LedgerCounts, Outcome
-from policies.policy import Assessment, Expectation, assess_one_by_one, mix_exploration
+from policies.policy import Assessment, assess_one_by_one, mix_exploration
 from policies.preference import Preference
 from policies.publication import Canary, Publication
 from policies.versions import AliasMove, VersionInfo
@@ -91,11 +91,11 @@ class PricePolicy:
     ) -> Assessment:
         """Ask `pmf` for each request; expect half quality of each arm, at list price."""
         assessed = assess_one_by_one(self.pmf, contexts, preferences, offered)
-        expected = self.expect(contexts[0], offered)
+        costs = np.array([arm.list_cost_usd(100) for arm in offered])
         return replace(
             assessed,
-            quality=np.tile(expected.quality, (len(contexts), 1)),
-            cost_usd=np.tile(expected.cost_usd, (len(contexts), 1)),
+            quality=np.full((len(contexts), len(offered)), 0.5),
+            cost_usd=np.tile(costs, (len(contexts), 1)),
         )
 
     def greedy_pmf(
@@ -103,11 +103,6 @@ class PricePolicy:
     ) -> NDArray[np.float64]:
         """Return the same; no test asks for less."""
         return self.pmf(context, preference, offered)
-
-    def expect(self, context: NDArray[np.float32], offered: Sequence[Arm]) -> Expectation:
-        """Expect half quality of each, at list price."""
-        costs = np.array([arm.list_cost_usd(100) for arm in offered])
-        return Expectation(quality=np.full(len(offered), 0.5), cost_usd=costs)
 
 
 class FakeAggregator:
