@@ -79,7 +79,8 @@ def bench_quality(
         str, typer.Option(help="Judge on prompts written differently too: typos,lower,reworded.")
     ] = "",
     references: Annotated[
-        ReferenceSet, typer.Option(help="`simple` leaves out full-information routers and peers.")
+        ReferenceSet,
+        typer.Option(help="`bandits` leaves out full-information routers, `simple` peers too."),
     ] = "all",
     plots: Annotated[Path | None, typer.Option(help="Folder to draw pictures into.")] = None,
     cache_dir: CacheOption = DEFAULT_CACHE_DIR,

@@ -141,7 +141,8 @@ def run_quality(
         plan: What to measure.
         train: What streams and training parts are drawn from.
         test: What to judge on instead of a part held out; the same arms in the same order.
-        references: `simple` leaves out full-information routers and peers, most of the time.
+        references: `bandits` leaves out full-information routers, `simple` peers too: most of the
+            time.
         progress: Told each step.
 
     Raises:
@@ -154,7 +155,7 @@ def run_quality(
             field="test",
             allowed=", ".join(train.table.arms),
         )
-    peers = PEERS if references == "all" else ()
+    peers = () if references == "simple" else PEERS
     names = [*peers, *learners]
     total = plan.seeds * (1 + len(names))
     results = []

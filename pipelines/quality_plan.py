@@ -15,7 +15,7 @@ from policies.errors import InvalidRequest
 from policies.policy import DEFAULT_EXPLORATION_TOTAL
 
 Protocol = Literal["deployment", "simulated"]
-ReferenceSet = Literal["all", "simple"]
+ReferenceSet = Literal["all", "bandits", "simple"]
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 

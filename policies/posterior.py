@@ -6,8 +6,8 @@ only at the decision, so that every observation teaches every trade-off, and a p
 from the next request on.
 
 Thompson sampling over fixed normal draws makes the pmf a pure function. In front of it stands a
-broad sweep over arms, by inverse gap weighting (Foster and Rakhlin 2020, arXiv 2002.04926), which
-fades as rows come. On top is a small exploration that goes to arms which usually lose little; a
+sweep over the arms that may be best, the least known first, by inverse gap weighting (Foster and
+Rakhlin 2020, arXiv 2002.04926), which fades as rows come. On top is a small exploration that goes to arms which usually lose little; a
 part of it stays even, so that no arm's propensity vanishes.
 """
 
@@ -85,9 +85,9 @@ class PosteriorSettings:
     slope_scale: float = 0.3
     scale_floor: float = 0.2
     scale_rows: float = 200.0
-    sweep_rows: float = 125.0
-    sweep_softness: float = 0.3
-    sweep_count: float = 20.0
+    sweep_rows: float = 80.0
+    sweep_softness: float = 0.05
+    sweep_count: float = 2.0
     gap_softness: float = 0.02
     even_part: float = 0.1
     num_draws: int = 256

@@ -112,6 +112,14 @@ def test_the_score_at_1_stands_beside_the_largest_models(report: QualityReport) 
     assert found["references"]["oracle"]["score_at_1_over_largest"] > 0.0
 
 
+def test_peers_without_full_information_are_the_same_peers(report: QualityReport) -> None:
+    (result, _) = run_quality(PLAN, OUTCOMES, references="bandits")
+    assert set(result.references) == FIXED
+    for name in PEERS:
+        expected = report.results[0].peers[name].regret
+        np.testing.assert_array_equal(result.peers[name].regret, expected)
+
+
 def test_runs_begin_at_the_first_seed(report: QualityReport) -> None:
     plan = QualityPlan(learners=("posterior",), seeds=1, first_seed=1)
     (result,) = run_quality(plan, OUTCOMES, references="simple")

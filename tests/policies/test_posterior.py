@@ -161,7 +161,8 @@ def test_the_sweep_fades_and_an_operator_can_forbid_it() -> None:
     first = LEARNER.initial(a_spec(ARMS))
     assert sweep(first) == 1.0
     assert sweep(replace(first, exploration_total=0.0)) == 0.0
-    settings, many = PosteriorSettings(), int(125 * 3**0.5)
+    settings = PosteriorSettings()
+    many = int(settings.sweep_rows * 3**0.5)
     halfway = with_draws(first, rows_seen=many)
     assert sweep(halfway) == pytest.approx(0.5, abs=0.02)
     assert sweep(with_draws(first, rows_seen=10 * many)) == 0.0
