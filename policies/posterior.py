@@ -7,8 +7,8 @@ from the next request on.
 
 Thompson sampling over fixed normal draws makes the pmf a pure function. In front of it stands a
 sweep over the arms that may be best, the least known first, by inverse gap weighting (Foster and
-Rakhlin 2020, arXiv 2002.04926), which fades as rows come. On top is a small exploration that goes to arms which usually lose little; a
-part of it stays even, so that no arm's propensity vanishes.
+Rakhlin 2020, arXiv 2002.04926), which fades as rows come. On top is a small exploration that goes
+to arms which usually lose little; a part of it stays even, so that no arm's propensity vanishes.
 """
 
 from __future__ import annotations
