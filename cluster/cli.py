@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.table import Table
@@ -16,10 +18,12 @@ from cluster.bench import bench
 from cluster.console import console, print_json, replay_progress
 from cluster.encoders import encoder
 from cluster.events import show_events
+from cluster.instance import LOGS, logging_to
 from cluster.keys import keys
 from cluster.nodes import cluster
-from cluster.options import default_text, with_settings
+from cluster.options import default_text, load_settings, with_settings
 from cluster.settings import Settings
+from cluster.supervisor import Supervisor
 from pipelines.replay_plan import Stream
 from policies.errors import RouterError
 
@@ -38,33 +42,76 @@ app.add_typer(cluster, name="cluster")
 app.command("status")(operate.status)
 app.command("events")(show_events)
 
+logger = logging.getLogger(__name__)
+
+# `-P` keeps the present directory off the import path.
+ENTRY: Final = "from cluster.entry import main; main()"
+
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
 ]
 
 
 def run() -> None:
-    """Run the command line; a known error is one line on stderr and exit status 2."""
+    """Run the command line; a known error is one line on stderr and exit status 2.
+
+    A file or folder that cannot be written or read is an error of the same kind.
+    """
     try:
         app()
-    except RouterError as error:
+    except (RouterError, OSError) as error:
         console.print(f"[red]error[/] {error}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_status", 2))
 
 
 @app.command()
 @with_settings
-def serve(settings: Settings) -> None:
-    """Run the service on this machine until interrupted (Ctrl-C or SIGTERM)."""
-    from cluster.launch import local_service
+def serve(
+    settings: Settings,
+    supervise: Annotated[
+        bool, typer.Option("--supervise", help="Start it again whenever it ends or hangs.")
+    ] = False,
+) -> None:
+    """Run the service on this machine until interrupted (Ctrl-C or SIGTERM).
 
+    Exit status: 0 after a stop; 2 where a setting or the state folder has to be put right; 3 when
+    Ray died, and 4 when it did not get ready, where another start may help.
+    """
     stop = threading.Event()
+    _stop_on_signals(stop)
+    if supervise:
+        own = [word for word in sys.argv[1:] if word != "--supervise"]
+        with logging_to(settings.state_dir / LOGS):
+            command = [sys.executable, "-P", "-c", ENTRY, *own]
+            supervisor = Supervisor(command, settings.state_dir, stop=stop, say=_step)
+            raise typer.Exit(supervisor.run())
+    _serve(settings, stop)
+
+
+def _stop_on_signals(stop: threading.Event) -> None:
+    """Let Ctrl-C and SIGTERM end the service in order."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: stop.set())
-    with local_service(settings, progress=_step) as service:
-        console.print(f"[bold green]ready[/] after {service.started_s:.0f} s at {service.url}")
-        console.print(f"  API page {service.url}/docs, stop with Ctrl-C")
-        stop.wait()
+
+
+def _serve(settings: Settings, stop: threading.Event) -> None:
+    """Run the service in this process until told to stop, or until Ray has died under it."""
+    from cluster.launch import ClusterDied, local_service
+
+    try:
+        with (
+            logging_to(settings.state_dir.resolve() / LOGS),
+            local_service(settings, progress=_step) as service,
+        ):
+            # Ray takes SIGTERM for a crash of the driver, and has set a handler that ends in one.
+            _stop_on_signals(stop)
+            console.print(f"[bold green]ready[/] after {service.started_s:.0f} s at {service.url}")
+            console.print(f"  API page {service.url}/docs, stop with Ctrl-C")
+            service.watch(stop)
+    except ClusterDied as error:
+        console.print(f"[red]error[/] {error}", soft_wrap=True, highlight=False)
+        # Ray's own clean-up at exit would wait for a cluster that is not there.
+        os._exit(error.exit_status)
 
 
 @app.command()
@@ -138,11 +185,12 @@ def doctor(json: JsonFlag = False) -> None:
     """Check that this machine can run the service; exit status 1 where it cannot."""
     from cluster.doctor import check_installation
 
-    checks = check_installation()
+    settings = load_settings()
+    checks = check_installation(state_dir=settings.state_dir, port=settings.port)
     table = Table("check", "found", "needed", "")
     for check in checks:
-        mark = "[green]ok[/]" if check.ok else "[red]no[/]"
-        table.add_row(check.name, check.found, check.needed, mark)
+        colour = {"ok": "green", "look": "yellow", "no": "red"}[check.mark]
+        table.add_row(check.name, check.found, check.needed, f"[{colour}]{check.mark}[/]")
     console.print(table)
     if json:
         print_json({"ok": all(c.ok for c in checks), "checks": [c.to_json() for c in checks]})
@@ -162,5 +210,6 @@ def show_settings(settings: Settings) -> None:
 
 
 def _step(text: str) -> None:
-    """Show one step of a launch."""
+    """Show one step of a launch, and log it."""
     console.print(f"[dim]·[/] {text}")
+    logger.info("%s", text)

@@ -42,12 +42,19 @@ class Check(NamedTuple):
         found: What is there, in words.
         needed: What the service needs, in words.
         ok: Whether it can run with what is there.
+        look: Whether it can run only once somebody has chosen differently.
     """
 
     name: str
     found: str
     needed: str
     ok: bool
+    look: bool = False
+
+    @property
+    def mark(self) -> str:
+        """Return a word for the table."""
+        return "no" if not self.ok else "look" if self.look else "ok"
 
     def to_json(self) -> dict[str, str | bool]:
         """Return plain JSON values."""
@@ -196,7 +203,7 @@ def _port(port: int) -> Check:
     other = _bind_error(0)
     if other is None:
         found = f"127.0.0.1:{port}: {taken}; choose another with --port"
-        return Check("port", found, needed, True)
+        return Check("port", found, needed, True, look=True)
     return Check("port", f"127.0.0.1: {other}", needed, False)
 
 

@@ -27,6 +27,9 @@ FIXED: Final = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # How long a replica that is to go still answers: HAProxy drops it within half a second.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+    # Ray keeps this much of each process's log, and so many files of it before.
+    "RAY_ROTATION_MAX_BYTES": "5000000",
+    "RAY_ROTATION_BACKUP_COUNT": "2",
     # HAProxy that has died is noticed after three of these; Serve's default of 10 s makes it 38 s.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # Ray's default lets a silent caller keep a connection for an hour, seconds.

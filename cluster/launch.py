@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import socket
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,25 +20,43 @@ from pathlib import Path
 from typing import Final
 
 import httpx
-import ray
+import psutil
 from ray import serve
 from ray.exceptions import RayError
 
-from cluster.actors import NAMESPACE, start_actors, stop_actors
+from cluster.actors import start_actors, stop_actors
 from cluster.application import APP_NAME, build
 from cluster.client import SERVICE_FILE
 from cluster.encoder_build import LaunchError as LaunchError
 from cluster.encoder_build import ensure_encoder as ensure_encoder
-from cluster.ingress import LOOPBACK, available_ingress, prepare_ingress
+from cluster.ingress import LOOPBACK, available_ingress
+from cluster.instance import instance
+from cluster.local_ray import local_ray as local_ray
+from cluster.local_ray import runs
 from cluster.settings import Ingress, Settings, places, resolved, signing_secret
 from policies.artifact import write_atomically
 from services.keys import read_keys, service_key
 
 READY_TIMEOUT_S: Final = 120.0
+WATCH_EVERY_S: Final = 0.5
 LOOPBACK_HOSTS: Final = frozenset({LOOPBACK, "localhost", "::1"})
 INGRESS_NAMES: Final = {"haproxy": "HAProxy", "python": "Serve's own proxy"}
 
 Progress = Callable[[str], None]
+
+
+class StartFailed(LaunchError):
+    """The service did not get ready; another try may do better."""
+
+    code = "start_failed"
+    exit_status = 4
+
+
+class ClusterDied(LaunchError):
+    """Ray has ended under the service; only another start helps."""
+
+    code = "cluster_died"
+    exit_status = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +67,20 @@ class RunningService:
         url: Base URL, for example http://127.0.0.1:8000.
         settings: What it was started with, paths absolute and the port as taken.
         started_s: From the first step to ready, seconds.
+        ray: Ray's own processes, which nothing on this machine starts again.
     """
 
     url: str
     settings: Settings
     started_s: float
+    ray: tuple[psutil.Process, ...]
+
+    def watch(self, stop: threading.Event) -> None:
+        """Return once `stop` is set; raises ClusterDied when Ray has ended before."""
+        while not stop.wait(WATCH_EVERY_S):
+            dead = [process.pid for process in self.ray if not runs(process)]
+            if dead:
+                raise ClusterDied(f"Ray has ended: {len(dead)} of its processes are gone")
 
 
 @contextmanager
@@ -70,17 +97,24 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
     began = time.monotonic()
     settings = resolved(settings)
     refuse_open_address(settings)
-    settings = settings.model_copy(update={"port": usable_port(settings.host, settings.port)})
     settings.state_dir.mkdir(parents=True, exist_ok=True)
-    url = f"http://{_url_host(settings.host)}:{settings.port}"
-    with state_lock(settings.state_dir), working_directory(settings.state_dir):
+    with (
+        state_lock(settings.state_dir),
+        working_directory(settings.state_dir),
+        instance(settings.state_dir) as folder,
+    ):
+        # What a killed run left on the port has ended by now.
+        settings = settings.model_copy(update={"port": usable_port(settings.host, settings.port)})
+        url = f"http://{_url_host(settings.host)}:{settings.port}"
         progress("encoder: built once, then read from the state folder")
         ensure_encoder(
             places(settings).encoder_dir, kind=settings.encoder, build_in=settings.state_dir
         )
         progress("Ray: starting a local cluster")
         ingress = available_ingress(settings.ingress)
-        with local_ray(host=settings.host, port=settings.port, ingress=ingress):
+        with local_ray(
+            host=settings.host, port=settings.port, ingress=ingress, folder=folder
+        ) as core:
             progress("actors: ledger, registry, publisher, trainer")
             start_actors(settings)
             progress(f"Serve: router replicas behind {INGRESS_NAMES[ingress]}")
@@ -88,13 +122,16 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
                 _serve(settings, ingress)
                 wait_ready(url, api_key=service_key(signing_secret(settings)))
                 _announce(settings, url)
-                yield RunningService(url=url, settings=settings, started_s=time.monotonic() - began)
+                yield RunningService(
+                    url=url, settings=settings, started_s=time.monotonic() - began, ray=core
+                )
             finally:
-                progress("stopping: replicas drain, then the ledger closes")
                 _forget(settings)
-                # Waits until the replicas have handed over; the rest of Serve ends with Ray.
-                serve.delete(APP_NAME)
-                stop_actors()
+                if all(map(runs, core)):
+                    progress("stopping: replicas drain, then the ledger closes")
+                    # Waits until the replicas have handed over; the rest of Serve ends with Ray.
+                    serve.delete(APP_NAME)
+                    stop_actors()
 
 
 def refuse_open_address(settings: Settings) -> None:
@@ -165,39 +202,6 @@ def working_directory(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-@contextmanager
-def local_ray(
-    *, host: str = LOOPBACK, port: int = 0, ingress: Ingress = "python"
-) -> Iterator[None]:
-    """Run a private Ray cluster on this machine: own token, own temporary folder.
-
-    Args:
-        host: Address that HAProxy will listen on, where it is used.
-        port: Its TCP port.
-        ingress: Who will take the requests in front of the replicas.
-
-    Raises:
-        LaunchError: The environment was not prepared, so its ports would be open to others.
-    """
-    if "RAY_AUTH_TOKEN" not in os.environ:
-        raise LaunchError("call cluster.environment.prepare_environment() before importing Ray")
-    # A short path of this user's own: Unix sockets allow 107 bytes, and /tmp/ray may be another's.
-    with tempfile.TemporaryDirectory(prefix="barp-", ignore_cleanup_errors=True) as temp_dir:
-        prepare_ingress(ingress, Path(temp_dir), host=host, port=port)
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=temp_dir,
-        )
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
 def _serve(settings: Settings, ingress: Ingress) -> None:
     """Start Serve and the application; returns when its deployments run."""
     # Behind HAProxy nobody but HAProxy needs to reach what Serve itself opens.
@@ -212,11 +216,11 @@ def _serve(settings: Settings, ingress: Ingress) -> None:
         serve.run(build(settings.model_dump(mode="python")), name=APP_NAME, route_prefix="/")
     except (RayError, RuntimeError) as error:
         *_, last = str(error).strip().splitlines() or [type(error).__name__]
-        raise LaunchError(f"Ray Serve did not start: {last}") from error
+        raise StartFailed(f"Ray Serve did not start: {last}") from error
 
 
 def wait_ready(url: str, *, api_key: str, timeout_s: float = READY_TIMEOUT_S) -> None:
-    """Ask /readyz until it says yes; raises LaunchError after `timeout_s` seconds."""
+    """Ask /readyz until it says yes; raises StartFailed after `timeout_s` seconds."""
     headers = {"authorization": f"Bearer {api_key}"}
     deadline = time.monotonic() + timeout_s
     last = "no answer"
@@ -230,7 +234,7 @@ def wait_ready(url: str, *, api_key: str, timeout_s: float = READY_TIMEOUT_S) ->
                 return
             last = answer.text[:300]
         time.sleep(0.1)
-    raise LaunchError(f"not ready after {timeout_s:.0f} s: {last}")
+    raise StartFailed(f"not ready after {timeout_s:.0f} s: {last}")
 
 
 def _url_host(host: str) -> str:

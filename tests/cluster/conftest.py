@@ -22,10 +22,13 @@ def start_service(encoder_dir: Path) -> Iterator[StartService]:
     """A function that starts a service with the settings given; all are stopped at the end."""
     started: list[ServiceProcess] = []
 
-    def start(state_dir: Path, *, cwd: Path | None = None, **settings: object) -> ServiceProcess:
+    def start(
+        state_dir: Path, *, cwd: Path | None = None, supervise: bool = False, **settings: object
+    ) -> ServiceProcess:
         state_dir.mkdir(parents=True, exist_ok=True)
         flags = {"port": 0, "encoder_dir": encoder_dir, "state_dir": state_dir} | settings
         words = [w for k, v in flags.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+        words += ["--supervise"] if supervise else []
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}
         log = (state_dir / "serve.log").open("ab")
         process = subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -137,3 +138,17 @@ def test_ci_runs_what_make_test_runs() -> None:
     """CI and a developer cannot disagree."""
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert script.rstrip().endswith("exec make test")
+
+
+def test_the_systemd_unit_is_one(tmp_path: Path) -> None:
+    """Only the path of the command is changed: it is not installed here."""
+    unit = (CLUSTER / "barp.service").read_text()
+    assert "ExecStart=/opt/barp/.venv/bin/barp serve\n" in unit
+    assert "RestartPreventExitStatus=2" in unit
+    checker = shutil.which("systemd-analyze")
+    if checker is None:
+        pytest.skip("no systemd on this machine")
+    copy = tmp_path / "barp.service"
+    copy.write_text(unit.replace("/opt/barp/.venv/bin/barp", "/bin/true"))
+    done = subprocess.run([checker, "verify", str(copy)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
