@@ -6,8 +6,11 @@ The same handlers are also in the application of `services.paths`, which answers
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -23,17 +26,28 @@ from services.feedback import Feedback
 from services.metrics import ReplicaMetrics
 from services.operations import Operations
 from services.paths import application
-from services.refusals import BodyTooLarge, MalformedJson, invalid, refusal
+from services.refusals import (
+    BodyTooLarge,
+    BodyTooSlow,
+    InternalError,
+    MalformedJson,
+    invalid,
+    refusal,
+)
 from services.replies import JSON, TEXT, Reply, header
 from services.router import Router, RouterArgs, in_batch
 from services.wire import RouteBatchIn, RouteIn, route_out
 
+# From the first part of a body to the last, seconds.
+BODY_TIMEOUT_S: Final = 30.0
 CLIENT_GONE: Final = 499  # nobody reads it; the log's word for a caller who hung up
 _ROUTE_LIST: Final = TypeAdapter(list[RouteIn])
 
 # Takes the body and the request's scope.
 Handler = Callable[[bytes, Scope], Awaitable[Reply]]
 Model = TypeVar("Model", bound=BaseModel)
+
+logger = logging.getLogger(__name__)
 
 
 class Api:
@@ -67,11 +81,16 @@ class Api:
             return
         began = time.perf_counter()
         path: str = scope["path"]
+        head = scope["method"] == "HEAD"
+        if head:
+            # Answered like GET; the server must still see HEAD, so it keeps its own scope.
+            scope = {**scope, "method": "GET"}
         hot = self._hot.get((scope["method"], path))
         reply = await self._answer(hot or self._operate, scope, receive)
         spent_s = time.perf_counter() - began
         self._metrics.answered(path if hot else "other", reply.status, spent_s=spent_s)
-        await reply.send(send, extra=[(b"x-barp-overhead-ms", b"%.3f" % (spent_s * 1000))])
+        extra = [(b"x-barp-overhead-ms", b"%.3f" % (spent_s * 1000))]
+        await reply.send(send, extra=extra, head=head)
 
     async def route(self, body: bytes, scope: Scope) -> Reply:
         """Choose a model for one prompt."""
@@ -141,6 +160,11 @@ class Api:
             return refusal(error)
         except ClientDisconnect:
             return Reply(b"", status=CLIENT_GONE)
+        except Exception as error:
+            # Where it happened, and not its words: those may be a caller's.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            logger.exception("%s\n%s", type(error).__name__, where, exc_info=False)
+            return refusal(InternalError("an error of ours; it is in the log"))
 
     def _limit(self, caller: Caller) -> int:
         """Return how many bytes a caller's body may have."""
@@ -178,11 +202,14 @@ async def _body(receive: Receive, *, limit: int) -> bytes:
 
     Raises:
         BodyTooLarge: It has more.
+        BodyTooSlow: It did not arrive within BODY_TIMEOUT_S seconds of its beginning.
         ClientDisconnect: The caller hung up first.
     """
-    parts, size, more = list[bytes](), 0, True
+    parts, size, more, until = list[bytes](), 0, True, 0.0
     while more:
-        message = await receive()
+        # A body that fits the proxy's buffer comes whole: the clock is for those that do not.
+        message = await (_in_time(receive, until) if parts else receive())
+        until = until or time.monotonic() + BODY_TIMEOUT_S
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         part = message.get("body", b"")
@@ -198,10 +225,24 @@ async def _body(receive: Receive, *, limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+async def _in_time(receive: Receive, until: float) -> Message:
+    """Wait for the next part of a body; raises BodyTooSlow."""
+    try:
+        async with asyncio.timeout(until - time.monotonic()):
+            return await receive()
+    except TimeoutError as error:
+        raise BodyTooSlow(
+            "the body did not arrive in time",
+            field="body",
+            allowed=f"a body sent within {BODY_TIMEOUT_S:.0f} s",
+        ) from error
+
+
 async def _no_http(scope: Scope, receive: Receive, send: Send) -> None:
     """Begin and end with the server, which waits for a word; there is nothing else but HTTP."""
-    if scope["type"] != "lifespan":
-        raise RuntimeError(f"{scope['type']} is not answered here")
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close"})
+        return
     while (message := await receive())["type"] != "lifespan.shutdown":
         await send({"type": f"{message['type']}.complete"})
     await send({"type": "lifespan.shutdown.complete"})

@@ -11,6 +11,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from policies.errors import NotFound, RouterError
@@ -162,10 +163,20 @@ async def _refuse(request: Request, error: Exception) -> Response:
         missing = NotFound("no such path", field="path", allowed="what /docs lists")
         return refusal(missing).to_response()
     if status == 405:
-        wrong = MethodNotAllowed("the path has no such method", field="method")
-        return refusal(wrong).to_response()
+        return refusal(MethodNotAllowed(_methods(request))).to_response()
     broken = MalformedJson("the body cannot be read", field="body", allowed="JSON, UTF-8")
     return refusal(broken).to_response()
+
+
+def _methods(request: Request) -> list[str]:
+    """List the methods that a path has; what can be read can be asked for by HEAD."""
+    found = {
+        method
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT")
+        for route in request.app.routes
+        if route.matches({**request.scope, "method": method})[0] is Match.FULL
+    }
+    return sorted(found | ({"HEAD"} if "GET" in found else set()))
 
 
 def _body(model: str, *, or_list_of: str | None = None) -> dict[str, Any]:

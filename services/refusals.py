@@ -70,10 +70,28 @@ class BodyTooLarge(RouterError):
     code = "body_too_large"
 
 
+class BodyTooSlow(RouterError):
+    """A body that did not arrive in time (HTTP 408)."""
+
+    code = "request_timeout"
+
+
+class InternalError(RouterError):
+    """A bug of ours (HTTP 500)."""
+
+    code = "internal_error"
+
+
 class MethodNotAllowed(RouterError):
     """A path that exists, but not for this method (HTTP 405)."""
 
     code = "method_not_allowed"
+
+    def __init__(self, methods: Sequence[str]) -> None:
+        """Keep the methods that the path has."""
+        self.methods = tuple(methods)
+        allowed = ", ".join(methods)
+        super().__init__("the path has no such method", field="method", allowed=allowed)
 
 
 class Expired(Conflict):
@@ -88,6 +106,7 @@ _STATUSES: Final[Sequence[tuple[type[RouterError], int]]] = (
     (Forbidden, 403),
     (RateLimited, 429),
     (BodyTooLarge, 413),
+    (BodyTooSlow, 408),
     (MethodNotAllowed, 405),
     (InvalidRequest, 422),
     (NoEligibleArm, 422),
@@ -121,6 +140,8 @@ def refusal(error: RouterError) -> Reply:
     headers = [(b"retry-after", b"%d" % RETRY_AFTER_S)] if status == 503 else []
     if isinstance(error, RateLimited):
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", ", ".join(error.methods).encode()))
     if isinstance(error, Unauthorised):
         headers.append((b"www-authenticate", b"Bearer"))
     return Reply(to_json({"error": detail_of(error)}), status=status, headers=headers)

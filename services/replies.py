@@ -30,8 +30,8 @@ class Reply:
     content_type: bytes = JSON
     headers: Headers = field(default_factory=list)
 
-    async def send(self, send: Send, *, extra: Headers) -> None:
-        """Send it through ASGI, with some more headers."""
+    async def send(self, send: Send, *, extra: Headers, head: bool = False) -> None:
+        """Send it through ASGI, with some more headers; to HEAD without its body."""
         headers = [
             (b"content-type", self.content_type),
             (b"content-length", b"%d" % len(self.body)),
@@ -39,7 +39,7 @@ class Reply:
             *extra,
         ]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
+        await send({"type": "http.response.body", "body": b"" if head else self.body})
 
     def to_response(self) -> Response:
         """Return it as FastAPI's handlers do."""

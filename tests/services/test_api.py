@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from replica_fakes import HeldChampion, Replica, a_champion, some_args
 
 from policies.arms import PriceTable
+from services import api
 
 SECRET_TEXT = "a secret nobody may read"
 
@@ -235,8 +237,14 @@ def test_unknown_paths_and_methods_have_the_error_body(replica: Replica) -> None
         ("GET", "/", 404, "not_found"),
         ("GET", "/v1/route", 405, "method_not_allowed"),
         ("DELETE", "/v1/versions", 405, "method_not_allowed"),
+        ("POST", "/v1/models/cheap", 405, "method_not_allowed"),
+        ("OPTIONS", "/healthz", 405, "method_not_allowed"),
+        ("HEAD", "/v1/route", 405, "method_not_allowed"),
     ):
         answer = replica.call(method, path)
+        if method == "HEAD":
+            assert (answer.status_code, answer.content) == (status, b"")
+            continue
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
@@ -393,3 +401,68 @@ def test_a_model_name_that_paths_cannot_carry_is_refused(replica: Replica, name:
     assert answer.status_code == 422
     assert answer.json()["error"]["field"] == "name"
     assert replica.aggregator.table.names == ("cheap", "dear", "meta/middle")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/route", "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("POST", "/v1/models/meta/llama", "DELETE, PATCH, PUT"),
+        ("DELETE", "/healthz", "GET, HEAD"),
+        ("PATCH", "/v1/status", "GET, HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(
+    replica: Replica, method: str, path: str, allowed: str
+) -> None:
+    answer = replica.call(method, path)
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+    assert answer.json()["error"]["allowed"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/models", "/v1/status", "/docs"])
+def test_what_can_be_read_can_be_asked_for_by_head(replica: Replica, path: str) -> None:
+    full, head = replica.call("GET", path), replica.call("HEAD", path)
+    assert (head.status_code, head.content) == (full.status_code, b"")
+    assert head.headers["content-type"] == full.headers["content-type"]
+    assert head.headers["content-length"] == full.headers["content-length"]
+
+
+def asgi(replica: Replica, receive: Any, *, path: str = "/v1/route") -> tuple[int, dict[str, Any]]:
+    """Call the application itself; return status and JSON."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+    asyncio.run(replica.api(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+def test_a_body_that_trickles_in_is_ended(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "BODY_TIMEOUT_S", 0.1)
+
+    async def trickle() -> Any:
+        await asyncio.sleep(0.03)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    status, body = asgi(replica, trickle)
+    assert (status, body["error"]["code"]) == (408, "request_timeout")
+
+
+def test_a_bug_is_a_500_in_our_own_form_and_its_words_are_not_logged(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise RuntimeError(SECRET_TEXT)
+
+    monkeypatch.setattr(replica.router, "route", broken)
+    answer = replica.call("POST", "/v1/route", json={"prompt": "x"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "RuntimeError" in caplog.text and "in broken" in caplog.text
+    assert SECRET_TEXT not in answer.text + caplog.text
