@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from cluster.bench_chaos import bench_chaos
 from cluster.console import console, print_json, steps_progress
 from pipelines.quality_plan import Protocol, ReferenceSet
 from pipelines.replay_plan import Stream
@@ -15,6 +16,8 @@ from policies.encoder_files import EncoderKind
 from policies.errors import InvalidRequest
 
 bench = typer.Typer(help="Measure, with one JSON object for each figure.", no_args_is_help=True)
+
+bench.command("chaos")(bench_chaos)
 
 DEFAULT_CACHE_DIR: Final = Path(".barp/bench")
 

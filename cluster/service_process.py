@@ -47,22 +47,26 @@ class ServiceProcess:
 
 
 @contextmanager
-def service_process(state_dir: Path, settings: dict[str, object]) -> Iterator[ServiceProcess]:
+def service_process(
+    state_dir: Path, settings: dict[str, object], *, supervise: bool = False
+) -> Iterator[ServiceProcess]:
     """Run `barp serve` for as long as the block lasts.
 
     Args:
         state_dir: Where it keeps its state; also its log, `serve.log`.
         settings: Settings by name.
+        supervise: Whether it is started again when it dies.
 
     Raises:
         LaunchError: It did not get ready, or ended otherwise than with status 0.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
     flags = {"state_dir": state_dir.resolve(), "port": 0} | settings
+    extra = ["--supervise"] if supervise else []
     words = [word for k, v in flags.items() for word in (f"--{k.replace('_', '-')}", str(v))]
     began = time.monotonic()
     with (state_dir / "serve.log").open("ab") as log:
-        popen = subprocess.Popen([*BARP, "serve", *words], stdout=log, stderr=log)
+        popen = subprocess.Popen([*BARP, "serve", *words, *extra], stdout=log, stderr=log)
     try:
         url = _wait_ready(state_dir, popen)
         yield ServiceProcess(
@@ -86,10 +90,18 @@ def _wait_ready(state_dir: Path, popen: subprocess.Popen[bytes]) -> str:
     while time.monotonic() < deadline and popen.poll() is None:
         if file.is_file():
             found = json.loads(file.read_bytes())
-            if found["pid"] == popen.pid:
+            if found["pid"] in _family(popen.pid):
                 return str(found["url"])
         time.sleep(POLL_S)
     raise LaunchError(f"the service did not get ready: {_last_words(state_dir)}")
+
+
+def _family(pid: int) -> set[int]:
+    """List a process and its children."""
+    try:
+        return {pid, *(child.pid for child in psutil.Process(pid).children())}
+    except psutil.NoSuchProcess:
+        return set()
 
 
 def _last_words(state_dir: Path) -> str:

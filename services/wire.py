@@ -203,7 +203,9 @@ class FeedbackIn(_Strict):
 class FeedbackOut(BaseModel):
     """What became of one outcome."""
 
-    decision_id: str | None
+    decision_id: str | None = Field(
+        default=None, description="Left out for an item of a list that names none."
+    )
     status: str
     error: dict[str, Any] | None = None
 

@@ -1,0 +1,59 @@
+"""`barp bench chaos`: kills parts of a service under load, and audits what it kept."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cluster.console import console, print_json
+
+
+def bench_chaos(
+    minutes: Annotated[float, typer.Option(help="How long at least, minutes.", min=0.0)] = 10.0,
+    kills: Annotated[int, typer.Option(help="How many processes are killed.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of schedule and outcomes.")] = 0,
+    rate: Annotated[
+        float, typer.Option(help="Requests a second, half of them reports.", min=2.0)
+    ] = 200.0,
+    ledger_url: Annotated[
+        str | None, typer.Option(help="SQLAlchemy URL of an empty ledger; SQLite without it.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
+    ] = False,
+) -> None:
+    """Kill replica, aggregator, proxy, trainer, publisher, controller, all, one after the other.
+
+    Callers go on calling; each repeats itself for up to 90 s, with the same event id. At the end
+    what they were told is compared with ledger and dataset. Exit status 1 where anything that was
+    acknowledged is lost or counted twice, or the service does not end ready.
+    """
+    from cluster.chaos import ChaosPlan, run_chaos
+
+    settings: dict[str, object] = {} if ledger_url is None else {"ledger_url": ledger_url}
+    plan = ChaosPlan(minutes=minutes, kills=kills, seed=seed, rate_per_s=rate, settings=settings)
+    with tempfile.TemporaryDirectory(prefix="barp-chaos-") as folder:
+        report = run_chaos(plan, Path(folder) / "state", progress=console.print)
+    _show(report)
+    if json:
+        print_json(report)
+    if report["lost"] or report["doubled"] or not report["ready_at_end"]:
+        raise typer.Exit(1)
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Show kills and recovery by part, then the audit."""
+    table = Table("part", "kills", "back after, median s", "max s")
+    for part, times in report["recovery_s"].items():
+        kills = str(report["kills"][part])
+        table.add_row(part, kills, f"{times['median']:.1f}", f"{times['max']:.1f}")
+    console.print(table)
+    table = Table("audit", "")
+    for name, value in report.items():
+        if name not in ("kills", "recovery_s"):
+            table.add_row(name, str(value))
+    console.print(table)
