@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from typing import Any
 
 import pytest
 import schemathesis
@@ -29,14 +30,14 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", Replica().api)
 
 @schema.parametrize()
 @settings(max_examples=8, suppress_health_check=QUIET)
-def test_nothing_but_what_is_described_comes_back(case: schemathesis.Case) -> None:
+def test_nothing_but_what_is_described_comes_back(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(checks=CHECKS)
 
 
 @pytest.mark.slow
 @schema.parametrize()
 @settings(max_examples=400, suppress_health_check=QUIET)
-def test_nothing_but_what_is_described_comes_back_at_length(case: schemathesis.Case) -> None:
+def test_nothing_but_what_is_described_comes_back_at_length(case: schemathesis.Case[Any]) -> None:
     case.call_and_validate(checks=CHECKS)
 
 
