@@ -13,7 +13,7 @@ from typing import Any, Final
 from ray import serve
 
 from cluster.actors import start_actors
-from cluster.settings import Settings, places, resolved, signing_secret
+from cluster.settings import Settings, places, resolved, retired_secrets, signing_secret
 from policies.preference import Preference
 from services.deployments import Autoscaling, router_deployment
 from services.router import RouterArgs
@@ -49,6 +49,7 @@ def router_args(settings: Settings) -> RouterArgs:
     key = settings.api_key
     return RouterArgs(
         secret=signing_secret(settings),
+        retired_secrets=retired_secrets(settings),
         encoder_dir=place.encoder_dir,
         publish_dir=place.publish_dir,
         default_preference=Preference.normalised(

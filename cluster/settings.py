@@ -66,6 +66,11 @@ class Settings(BaseSettings):
         description="Signs decision ids; default is made in state_dir. Set it where nodes share "
         "no disk.",
     )
+    retired_signing_secrets: SecretStr | None = Field(
+        default=None,
+        description="Signing secrets of before, separated by commas: decision ids that they signed "
+        "are still accepted.",
+    )
 
     default_quality_weight: float = Field(
         default=0.7, ge=0, le=1, description="Weight on quality where a request names none."
@@ -383,3 +388,14 @@ def signing_secret(settings: Settings) -> bytes:
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(32))
     return secret_file.read_bytes()
+
+
+def retired_secrets(settings: Settings) -> tuple[bytes, ...]:
+    """Return the keys that signed decision ids before."""
+    if settings.retired_signing_secrets is None:
+        return ()
+    return tuple(
+        one.strip().encode()
+        for one in settings.retired_signing_secrets.get_secret_value().split(",")
+        if one.strip()
+    )

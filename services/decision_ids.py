@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+from collections.abc import Sequence
 from typing import Final
 
 import uuid_utils
@@ -21,16 +22,22 @@ _CANARY_DOMAIN: Final = b"canary\x00"
 class DecisionIds:
     """Issues and verifies `<UUIDv7>.<HMAC over it and the tenant>`, without storing anything."""
 
-    def __init__(self, secret: bytes) -> None:
-        """Take the signing key, the same on every replica; 16 bytes at least."""
-        if len(secret) < HASH_BYTES:
-            raise ValueError(f"the signing secret needs {HASH_BYTES} bytes, it has {len(secret)}")
-        self._secret = secret
+    def __init__(self, secret: bytes, *, retired: Sequence[bytes] = ()) -> None:
+        """Take the signing keys, the same on every replica; 16 bytes at least each.
+
+        Args:
+            secret: Signs from now on.
+            retired: Signed before; ids of theirs are still accepted, none is issued.
+        """
+        for key in (secret, *retired):
+            if len(key) < HASH_BYTES:
+                raise ValueError(f"the signing secret needs {HASH_BYTES} bytes, it has {len(key)}")
+        self._secret, self._retired = secret, tuple(retired)
 
     def issue(self, tenant: str) -> str:
         """Make a new id for a tenant; ids sort by the time they were made."""
         name = str(uuid_utils.uuid7())
-        return f"{name}.{self._tag(name, tenant)}"
+        return f"{name}.{_tag(self._secret, name, tenant)}"
 
     def verify(self, decision_id: str, tenant: str) -> None:
         """Accept what `issue` made for this tenant.
@@ -39,7 +46,8 @@ class DecisionIds:
             UnknownDecision: The id is forged, damaged, or another tenant's.
         """
         name, _, tag = decision_id.partition(".")
-        if not hmac.compare_digest(self._tag(name, tenant).encode(), _utf8(tag)):
+        signed = (_tag(key, name, tenant).encode() for key in (self._secret, *self._retired))
+        if not any(hmac.compare_digest(one, _utf8(tag)) for one in signed):
             raise UnknownDecision(
                 "decision_id was not issued here for this tenant",
                 field="decision_id",
@@ -69,12 +77,13 @@ class DecisionIds:
         # 53 bits: what a float holds exactly, so that the number stays below one.
         return (int.from_bytes(digest[:8], "big") >> 11) / 2.0**53
 
-    def _tag(self, name: str, tenant: str) -> str:
-        """Sign name and tenant; the length keeps the two from running into each other."""
-        signed = _utf8(name)
-        message = _ID_DOMAIN + len(signed).to_bytes(4, "big") + signed + _utf8(tenant)
-        digest = hmac.digest(self._secret, message, "sha256")
-        return base64.urlsafe_b64encode(digest[:TAG_BYTES]).decode()
+
+def _tag(secret: bytes, name: str, tenant: str) -> str:
+    """Sign name and tenant; the length keeps the two from running into each other."""
+    signed = _utf8(name)
+    message = _ID_DOMAIN + len(signed).to_bytes(4, "big") + signed + _utf8(tenant)
+    digest = hmac.digest(secret, message, "sha256")
+    return base64.urlsafe_b64encode(digest[:TAG_BYTES]).decode()
 
 
 def _utf8(text: str) -> bytes:

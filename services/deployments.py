@@ -204,7 +204,7 @@ def _api(
     replica_id: str,
 ) -> Api:
     """Put the request path together."""
-    ids = DecisionIds(args.secret)
+    ids = DecisionIds(args.secret, retired=args.retired_secrets)
     # Unseeded on purpose: replicas must not draw the same models in step.
     rng = np.random.default_rng()
     router = Router(encoder, champion, ids, recorder, args, clock=time.time, rng=rng)

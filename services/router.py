@@ -26,6 +26,7 @@ class RouterArgs:
 
     Attributes:
         secret: Signs decision ids and salts prompt hashes; the same on every replica.
+        retired_secrets: Signed them before; ids of theirs are still accepted.
         encoder_dir: Folder of the exported encoder, a path or an s3:// URL.
         publish_dir: Where the publisher leaves champion and pointer; likewise.
         default_preference: The trade-off of requests that name none.
@@ -42,6 +43,7 @@ class RouterArgs:
     """
 
     secret: bytes = field(repr=False)
+    retired_secrets: tuple[bytes, ...] = field(default=(), repr=False)
     encoder_dir: str | Path
     publish_dir: str | Path
     default_preference: Preference = field(

@@ -64,3 +64,13 @@ def test_prompt_hash_is_salted_and_repeatable() -> None:
 def test_a_short_secret_is_refused() -> None:
     with pytest.raises(ValueError, match="16 bytes"):
         DecisionIds(b"short")
+
+
+def test_a_retired_secret_verifies_and_no_longer_signs() -> None:
+    old, new = DecisionIds(b"s" * 32), DecisionIds(b"t" * 32, retired=[b"s" * 32])
+    new.verify(old.issue("acme"), "acme")
+    new.verify(new.issue("acme"), "acme")
+    with pytest.raises(UnknownDecision):
+        new.verify(old.issue("acme"), "other")
+    with pytest.raises(UnknownDecision):
+        old.verify(new.issue("acme"), "acme")
