@@ -207,6 +207,39 @@ def bench_coverage(
         print_json(found)
 
 
+@bench.command("ledger")
+def bench_ledger(
+    ledger_url: Annotated[
+        str | None,
+        typer.Option(help="SQLAlchemy URL of an empty ledger; default a new SQLite file."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for file and dataset, on the disk to measure; default the "
+            "system's temporary one. What is written there is removed."
+        ),
+    ] = None,
+    decisions: Annotated[
+        int, typer.Option(help="Decisions recorded; half of them get an outcome.", min=20_000)
+    ] = 100_000,
+    json: JsonOption = False,
+) -> None:
+    """Measure durable feedback at the aggregator: one by one, in lists, as Arrow."""
+    import tempfile
+
+    from cluster.bench_ledger import LedgerPlan, run_ledger_benchmark
+    from cluster.bench_report import show_ledger
+
+    with tempfile.TemporaryDirectory(prefix="barp-ledger-", dir=folder) as place:
+        plan = LedgerPlan(ledger_url=ledger_url, folder=Path(place), decisions=decisions)
+        with steps_progress() as show:
+            found = run_ledger_benchmark(plan, progress=show)
+    show_ledger(found)
+    if json:
+        print_json({name: value for name, value in found.items() if name != "detail"})
+
+
 def _share(text: str) -> float:
     """Read a share above 0; raises InvalidRequest."""
     try:

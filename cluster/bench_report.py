@@ -94,6 +94,22 @@ def show_serve(found: dict[str, Any]) -> None:
     )
 
 
+def show_ledger(found: dict[str, Any]) -> None:
+    """Show durable outcomes a second by the way they came, and what they left behind."""
+    table = Table("outcomes", "per second", "p99 ms")
+    table.add_row("one a call", f"{found['single_per_s']}", f"{found['p99_ms']:.1f}")
+    table.add_row("in lists", f"{found['batched_per_s']}", "")
+    table.add_row("as Arrow", f"{found['arrow_per_s']}", "")
+    table.add_row("as Arrow, joined and exported", f"{found['joined_per_s']}", "")
+    console.print(table)
+    detail = found["detail"]
+    console.print(
+        f"{found['backend']}, every commit flushed; {detail['decisions']} decisions recorded at "
+        f"{detail['recorded_per_s']}/s; aggregator {detail['aggregator_mb']} MB, ledger "
+        f"{detail['ledger_mb']} MB, dataset {detail['dataset_mb']} MB"
+    )
+
+
 def show_coverage(found: dict[str, Any]) -> None:
     """Show coverage, error and effective sample size by exploration, region and estimator."""
     table = Table("explored", "judged", "region", "estimator", "covers", "rmse", "bias", "ESS", "")
