@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -31,6 +32,7 @@ from policies.interaction import JoinStatus, LedgerCounts, Outcome
 logger = logging.getLogger(__name__)
 
 CLOSE_EVERY_S: Final = 1.0
+SWITCH_INTERVAL_S: Final = 0.0005
 # Rows in one transaction: a few hundred milliseconds, and 8 MB where they are decisions.
 MAX_GROUP_ROWS: Final = 5_000
 
@@ -253,6 +255,9 @@ class AggregatorActor:
         publisher: str = "publisher",
     ) -> None:
         """Start at once; a database that is away is asked again with every call."""
+        # SQLite lets go of the interpreter at every row: the writer would wait 5 ms to get it back
+        # whenever the exporter works.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         ledger = Ledger(
             ledger_url,
             rules=rules,

@@ -42,8 +42,11 @@ class Report(NamedTuple):
 
     @classmethod
     def of(cls, outcome: Outcome) -> Report:
-        """Take an outcome over."""
-        return cls._make(getattr(outcome, name) for name in cls._fields)
+        """Take an outcome over; whole numbers become floats, and -0.0 becomes 0.0."""
+        names = ("quality", "cost_usd", "latency_ms")
+        values = {name: getattr(outcome, name) for name in cls._fields}
+        floats = {n: value + 0.0 for n in names if (value := values[n]) is not None}
+        return cls(**values | floats)
 
 
 class Recorded(NamedTuple):
@@ -90,17 +93,27 @@ class History:
 
 
 class Received(NamedTuple):
-    """An outcome to be stored.
+    """An outcome to be stored; a row of the table `outcomes`.
 
     Attributes:
-        report: With its event id.
         position: How many outcomes of the same decision came before it.
         joined: Whether its decision is recorded.
+        received_at: When, microseconds since the epoch.
     """
 
-    report: Report
+    decision_id: str
+    event_id: str
+    quality: float | None
+    cost_usd: float | None
+    tokens_in: int | None
+    tokens_out: int | None
+    latency_ms: float | None
+    final: bool
+    correction: bool
+    activate: bool
     position: int
     joined: bool
+    received_at: int
 
 
 class Matured(NamedTuple):
@@ -144,7 +157,7 @@ class Group:
         event_id = report.event_id
         if event_id is None:
             event_id = derived_event_id(report)
-            report = report._replace(event_id=event_id)
+            report = Report(report.decision_id, event_id, *report[2:])
         elif not _is_storable(event_id):
             return JoinStatus.INVALID
         known = history.reports.get(event_id)
@@ -152,7 +165,10 @@ class Group:
             return JoinStatus.DUPLICATE if known == report else JoinStatus.INVALID
         if self._is_late(tenant, report, recorded):
             return JoinStatus.EXPIRED
-        self.received.append(Received(report, len(history.reports), recorded is not None))
+        position, joined = len(history.reports), recorded is not None
+        self.received.append(
+            Received(report.decision_id, event_id, *report[2:], position, joined, self.now)
+        )
         history.reports[event_id] = report
         if recorded is None:
             return JoinStatus.PENDING
@@ -190,9 +206,8 @@ class Group:
         assert recorded is not None
         if recorded.deferred and not any(report.activate for report in reports):
             return False
-        final = any(report.final for report in reports)
         rules = self._rules.of(recorded.tenant)
-        values = merged(reports, recorded, rules=rules, price=self._price, settled=closed or final)
+        values, final = merged(reports, recorded, rules=rules, price=self._price, closed=closed)
         known = (values.quality is not None) + (values.cost_usd is not None)
         ripe = history.matured is not None or final or known == 2 or (closed and known == 1)
         if not ripe or values == history.matured:
@@ -208,8 +223,8 @@ def merged(
     *,
     rules: TenantRules,
     price: PriceCall,
-    settled: bool,
-) -> Values:
+    closed: bool,
+) -> tuple[Values, bool]:
     """Put a decision's outcomes together.
 
     Of several qualities the tenant's rules say which counts; of all else the latest does. A
@@ -221,11 +236,17 @@ def merged(
         recorded: Their decision.
         rules: Its tenant's.
         price: Prices a call by its tokens.
-        settled: Whether nothing more will come, so that a default quality stands in.
+        closed: Whether the wait window is over: then, or where a report says that it was the
+            final one, the tenant's default quality stands in for one that nobody reported.
+
+    Returns:
+        The values, and whether a report said that it was the final one.
     """
     cost_usd = tokens_in = tokens_out = latency_ms = None
+    final = False
     qualities: list[float] = []
     for report in reports:
+        final = final or report.final
         cost_usd = cost_usd if report.cost_usd is None else report.cost_usd
         tokens_in = tokens_in if report.tokens_in is None else report.tokens_in
         tokens_out = tokens_out if report.tokens_out is None else report.tokens_out
@@ -235,9 +256,9 @@ def merged(
     if cost_usd is None and tokens_in is not None and tokens_out is not None:
         cost_usd = price(recorded.price_version, recorded.arm, tokens_in, tokens_out)
     quality = signalled(qualities, rules.quality_signals)
-    if quality is None and settled:
+    if quality is None and (closed or final):
         quality = rules.default_quality
-    return Values(quality, cost_usd, latency_ms)
+    return Values(quality, cost_usd, latency_ms), final
 
 
 def signalled(qualities: Sequence[float], signals: Signals) -> float | None:
@@ -258,14 +279,11 @@ def derived_event_id(report: Report) -> str:
 
     128 bits of BLAKE2b over their text, in a fixed order.
 
-    >>> one = Report("d", None, 1, None, None, None, None, False, False, False)
-    >>> derived_event_id(one) == derived_event_id(one._replace(quality=1.0))
+    >>> one = Report.of(Outcome(decision_id="d", quality=1))
+    >>> derived_event_id(one) == derived_event_id(Report.of(Outcome(decision_id="d", quality=1.0)))
     True
     """
-    _, _, *values = report
-    # Adding 0.0 makes 1 and 1.0, and 0.0 and -0.0, and False and 0, the same text.
-    text = repr([None if value is None else value + 0.0 for value in values])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr(report[2:]).encode(), digest_size=16).hexdigest()
 
 
 def _is_storable(event_id: str) -> bool:

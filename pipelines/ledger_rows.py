@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from sqlalchemy import Row
 
 from pipelines.joining import MICROSECONDS, Report
@@ -59,11 +61,16 @@ def report_rows(batch: pa.RecordBatch) -> tuple[list[str], list[Report]]:
     """
     if not batch.schema.equals(REPORT_SCHEMA):
         raise InvalidRequest("reports of another schema than REPORT_SCHEMA", field="batch")
-    tenants, *columns = (column.to_pylist() for column in batch.columns)
+    tenants, *columns = (_plain(column).to_pylist() for column in batch.columns)
     return tenants, list(map(Report._make, zip(*columns, strict=True)))
 
 
-def interaction_table(rows: Sequence[Row[Any]]) -> pa.Table:
+def _plain(column: pa.Array) -> pa.Array:
+    """Make -0.0 of a column 0.0: the two are one value, and must be one event."""
+    return pc.add(column, 0.0) if pa.types.is_floating(column.type) else column
+
+
+def interaction_table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
     """Lay interactions out in columns, schema INTERACTION_SCHEMA, in order.
 
     Args:
@@ -140,10 +147,16 @@ def _to_arrow(field: pa.Field, values: Sequence[Any]) -> pa.Array:
     if field.name in VECTORS:
         return _vectors(values, VECTORS[field.name])
     if field.name == "arms_offered":
-        return pa.array([json.loads(names) for names in values], type=field.type)
+        return pa.array([_names(text) for text in values], type=field.type)
     if pa.types.is_timestamp(field.type):
         return pa.array(values, type=pa.int64()).cast(field.type)
     return pa.array(values, type=field.type)
+
+
+@lru_cache(maxsize=256)
+def _names(text: str) -> tuple[str, ...]:
+    """Read a list of arms; most decisions are offered the same ones."""
+    return tuple(json.loads(text))
 
 
 def _vectors(values: Sequence[bytes], dtype: np.dtype[Any]) -> pa.ListArray:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select, update
 
-from pipelines.joining import Group, History, Recorded, Report, Values
+from pipelines.joining import Group, History, Received, Recorded, Report, Values
 from pipelines.ledger_bulk import delete_of, execute_for, insert_rows, rows_of
 from pipelines.schema import (
     TOTALS,
@@ -25,7 +25,6 @@ from policies.interaction import INTERACTION_SCHEMA, LedgerCounts
 _first: Final = itemgetter(0)
 _RECORDED: Final = ("decision_id", *Recorded._fields)
 _OPEN: Final = ("decision_id", "tenant", "arm", "price_version", "closes_at", "deferred")
-_RECEIVED: Final = (*Report._fields, "position", "joined", "received_at")
 _VALUES: Final = Values._fields
 _MATURED: Final = ("decision_id", "revision", *_VALUES, "seq", "matured_at")
 # Columns of an interaction that are its own; the rest are its decision's.
@@ -110,8 +109,7 @@ def load_histories(connection: Connection, decision_ids: Collection[str]) -> dic
 
 def store_group(connection: Connection, group: Group) -> None:
     """Write what a group has changed; sequence numbers are given here, just before the commit."""
-    received = [(*one.report, one.position, one.joined, group.now) for one in group.received]
-    insert_rows(connection, "outcomes", _RECEIVED, sorted(received, key=_first))
+    insert_rows(connection, "outcomes", Received._fields, sorted(group.received, key=_first))
     if not group.matured:
         return
     total = len(group.matured)
@@ -173,7 +171,9 @@ def select_last_seq(connection: Connection) -> int:
     return int(connection.execute(select(sequence.c.last_seq)).scalar_one())
 
 
-def select_interactions(connection: Connection, *, after_seq: int, limit: int) -> list[Row[Any]]:
+def select_interactions(
+    connection: Connection, *, after_seq: int, limit: int
+) -> list[tuple[Any, ...]]:
     """Read interactions with their decisions, columns in the order of INTERACTION_SCHEMA."""
     columns = (
         (interactions if name in _OWN else decisions).c[name] for name in INTERACTION_SCHEMA.names
@@ -186,7 +186,10 @@ def select_interactions(connection: Connection, *, after_seq: int, limit: int) -
         .order_by(interactions.c.seq)
         .limit(limit)
     )
-    return list(connection.execute(query))
+    # Past SQLAlchemy's rows: there may be 20,000 of them.
+    cursor = connection.execute(query).cursor
+    assert cursor is not None
+    return list(cursor.fetchall())
 
 
 def select_decision(
