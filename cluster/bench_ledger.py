@@ -82,6 +82,7 @@ def run_ledger_benchmark(plan: LedgerPlan, *, progress: Progress) -> dict[str, A
         progress("in lists", 2, 4)
         batched_s = _bulk(actor, list_ids, rows=LIST_ROWS)
         before = _interactions(actor)
+        _wait_exported(actor, plan.folder, before)
         progress("as Arrow", 3, 4)
         began = time.perf_counter()
         arrow_s = _bulk(actor, arrow_ids, rows=ARROW_ROWS)

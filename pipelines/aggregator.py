@@ -7,6 +7,7 @@ that calls never wait for each other in the loop; writes that come together shar
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import time
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 CLOSE_EVERY_S: Final = 1.0
 SWITCH_INTERVAL_S: Final = 0.0005
+GC_THRESHOLDS: Final = (100_000, 20, 20)
 # Rows in one transaction: a few hundred milliseconds, and 8 MB where they are decisions.
 MAX_GROUP_ROWS: Final = 5_000
 
@@ -258,6 +260,8 @@ class AggregatorActor:
         # SQLite lets go of the interpreter at every row: the writer would wait 5 ms to get it back
         # whenever the exporter works.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        # The thousands of tuples of a transaction are no cycles: looking for some costs a third.
+        gc.set_threshold(*GC_THRESHOLDS)
         ledger = Ledger(
             ledger_url,
             rules=rules,

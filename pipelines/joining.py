@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pipelines.tenants import Rulebook, Signals, TenantRules
 from policies.interaction import JoinStatus, Outcome, issued_at
@@ -47,6 +47,9 @@ class Report(NamedTuple):
         values = {name: getattr(outcome, name) for name in cls._fields}
         floats = {n: value + 0.0 for n in names if (value := values[n]) is not None}
         return cls(**values | floats)
+
+
+RECEIVED: Final = (*Report._fields, "position", "joined", "received_at")
 
 
 class Recorded(NamedTuple):
@@ -92,30 +95,6 @@ class History:
     revision: int = -1
 
 
-class Received(NamedTuple):
-    """An outcome to be stored; a row of the table `outcomes`.
-
-    Attributes:
-        position: How many outcomes of the same decision came before it.
-        joined: Whether its decision is recorded.
-        received_at: When, microseconds since the epoch.
-    """
-
-    decision_id: str
-    event_id: str
-    quality: float | None
-    cost_usd: float | None
-    tokens_in: int | None
-    tokens_out: int | None
-    latency_ms: float | None
-    final: bool
-    correction: bool
-    activate: bool
-    position: int
-    joined: bool
-    received_at: int
-
-
 class Matured(NamedTuple):
     """An interaction to be stored: the decision it closes or corrects, and what came of it."""
 
@@ -136,7 +115,8 @@ class Group:
     Attributes:
         histories: As given, brought up to date.
         now: As given.
-        received: Outcomes to be stored, in order.
+        received: Outcomes to be stored, in order, columns as in RECEIVED.
+        joined: How many of them have a decision that is recorded.
         matured: Interactions to be stored, in order.
     """
 
@@ -145,7 +125,8 @@ class Group:
     ) -> None:
         self.histories, self.now = histories, now
         self._price, self._rules = price, rules
-        self.received: list[Received] = []
+        self.received: list[tuple[Any, ...]] = []
+        self.joined = 0
         self.matured: list[Matured] = []
 
     def receive(self, tenant: str, report: Report) -> JoinStatus:
@@ -165,13 +146,12 @@ class Group:
             return JoinStatus.DUPLICATE if known == report else JoinStatus.INVALID
         if self._is_late(tenant, report, recorded):
             return JoinStatus.EXPIRED
-        position, joined = len(history.reports), recorded is not None
-        self.received.append(
-            Received(report.decision_id, event_id, *report[2:], position, joined, self.now)
-        )
+        # What is stored with it: its place among its decision's reports, and whether that is here.
+        self.received.append((*report, len(history.reports), recorded is not None, self.now))
         history.reports[event_id] = report
         if recorded is None:
             return JoinStatus.PENDING
+        self.joined += 1
         was_matured = history.matured is not None
         changed = self._mature(report.decision_id)
         return JoinStatus.SUPERSEDED if was_matured and changed else JoinStatus.JOINED

@@ -149,7 +149,7 @@ class Ledger:
             statuses = list(map(group.receive, tenants, reports))
             totals = {
                 "outcomes": len(group.received),
-                "joined": sum(received.joined for received in group.received),
+                "joined": group.joined,
                 "duplicates": statuses.count(JoinStatus.DUPLICATE),
                 "expired": statuses.count(JoinStatus.EXPIRED),
             }

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select, update
 
-from pipelines.joining import Group, History, Received, Recorded, Report, Values
+from pipelines.joining import RECEIVED, Group, History, Recorded, Report, Values
 from pipelines.ledger_bulk import delete_of, execute_for, insert_rows, rows_of
 from pipelines.schema import (
     TOTALS,
@@ -109,7 +109,7 @@ def load_histories(connection: Connection, decision_ids: Collection[str]) -> dic
 
 def store_group(connection: Connection, group: Group) -> None:
     """Write what a group has changed; sequence numbers are given here, just before the commit."""
-    insert_rows(connection, "outcomes", Received._fields, sorted(group.received, key=_first))
+    insert_rows(connection, "outcomes", RECEIVED, sorted(group.received, key=_first))
     if not group.matured:
         return
     total = len(group.matured)
