@@ -25,8 +25,11 @@ TIMES: Final = frozenset({"decided_at", "closes_at", "received_at", "matured_at"
 VECTORS: Final[dict[str, np.dtype[Any]]] = {"context": np.dtype("<f4"), "pmf": np.dtype("<f8")}
 
 
-def decision_rows(batch: pa.RecordBatch, *, rules: Rulebook) -> list[dict[str, Any]]:
-    """Lay decisions out as rows of the table `decisions`, in order.
+DECISION_COLUMNS: Final = (*DECISION_SCHEMA.names, "closes_at")
+
+
+def decision_rows(batch: pa.RecordBatch, *, rules: Rulebook) -> list[tuple[Any, ...]]:
+    """Lay decisions out as rows of the table `decisions`, columns as DECISION_COLUMNS, in order.
 
     Args:
         batch: Schema DECISION_SCHEMA.
@@ -42,12 +45,11 @@ def decision_rows(batch: pa.RecordBatch, *, rules: Rulebook) -> list[dict[str, A
         tenant: round(rules.of(tenant).wait_window_s * MICROSECONDS)
         for tenant in set(columns["tenant"])
     }
-    columns["closes_at"] = [
+    closes_at = [
         decided_at + windows[tenant]
         for decided_at, tenant in zip(columns["decided_at"], columns["tenant"], strict=True)
     ]
-    names = tuple(columns)
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return list(zip(*columns.values(), closes_at, strict=True))
 
 
 def report_rows(batch: pa.RecordBatch) -> tuple[list[str], list[Report]]:
@@ -131,15 +133,30 @@ def _to_sql(name: str, column: pa.Array) -> list[Any]:
     if name == "decided_at":
         return list(column.cast(pa.int64()).to_pylist())
     if name == "arms_offered":
-        return [json.dumps(names) for names in column.to_pylist()]
+        return _names_json(column)
     return list(column.to_pylist())
 
 
 def _vector_bytes(column: pa.ListArray, dtype: np.dtype[Any]) -> list[bytes]:
     """Cut a list column into one byte string a row; through Python floats it takes 50 times."""
-    offsets = np.asarray(column.offsets)
     values = np.ascontiguousarray(np.asarray(column.values), dtype=dtype)
-    return [values[start:end].tobytes() for start, end in pairwise(offsets)]
+    ends = (np.asarray(column.offsets) * dtype.itemsize).tolist()
+    content = values.tobytes()
+    return [content[start:end] for start, end in pairwise(ends)]
+
+
+def _names_json(column: pa.ListArray) -> list[str]:
+    """Write each row's list of names as JSON; few lists are distinct, each is written once."""
+    encoded = column.values.dictionary_encode()
+    names, codes = encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
+    written: dict[bytes, str] = {}
+    found = []
+    for start, end in pairwise(np.asarray(column.offsets).tolist()):
+        key = codes[start:end].tobytes()
+        if key not in written:
+            written[key] = json.dumps([names[code] for code in codes[start:end]])
+        found.append(written[key])
+    return found
 
 
 def _to_arrow(field: pa.Field, values: Sequence[Any]) -> pa.Array:

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, Table, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, Table, bindparam, func, select, update
 
 from pipelines.joining import RECEIVED, Group, History, Recorded, Report, Values
 from pipelines.ledger_bulk import delete_of, execute_for, insert_rows, rows_of
+from pipelines.ledger_rows import DECISION_COLUMNS
 from pipelines.schema import (
     TOTALS,
     decisions,
@@ -25,6 +26,7 @@ from policies.interaction import INTERACTION_SCHEMA, LedgerCounts
 _first: Final = itemgetter(0)
 _RECORDED: Final = ("decision_id", *Recorded._fields)
 _OPEN: Final = ("decision_id", "tenant", "arm", "price_version", "closes_at", "deferred")
+_OPEN_PART: Final = itemgetter(*(DECISION_COLUMNS.index(name) for name in _OPEN))
 _VALUES: Final = Values._fields
 _MATURED: Final = ("decision_id", "revision", *_VALUES, "seq", "matured_at")
 # Columns of an interaction that are its own; the rest are its decision's.
@@ -63,20 +65,23 @@ def ensure_rows(connection: Connection, shard: int) -> None:
     connection.execute(insert_new(connection, sequence).values(id=0, last_seq=0))
 
 
-def insert_decisions(connection: Connection, rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Store decisions that are not stored yet, as open ones; return their ids in order."""
-    by_id: dict[str, dict[str, Any]] = {}
+def insert_decisions(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[str]:
+    """Store decisions that are not stored yet, as open ones; return their ids in order.
+
+    Args:
+        connection: Within a transaction.
+        rows: Columns as DECISION_COLUMNS.
+    """
+    by_id: dict[str, tuple[Any, ...]] = {}
     for row in rows:
-        by_id.setdefault(row["decision_id"], row)
+        by_id.setdefault(row[0], row)
     # Nobody else adds any of them meanwhile: they are this shard's, and the shard is locked.
     for (stored,) in rows_of(connection, "decisions", ("decision_id",), by_id.keys()):
         del by_id[stored]
     new = list(by_id.values())
-    if new:
-        connection.execute(insert(decisions), new)
-        opened = [tuple(row[name] for name in _OPEN) for row in new]
-        insert_rows(connection, "open_decisions", _OPEN, opened)
-    return [row["decision_id"] for row in new]
+    insert_rows(connection, "decisions", DECISION_COLUMNS, new)
+    insert_rows(connection, "open_decisions", _OPEN, list(map(_OPEN_PART, new)))
+    return list(by_id)
 
 
 def waiting_for(connection: Connection, decision_ids: Sequence[str]) -> list[str]:

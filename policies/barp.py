@@ -43,7 +43,7 @@ from policies.network import (
     with_arm_rows,
     with_mean_rows,
 )
-from policies.policy import Assessment, assess_one_by_one
+from policies.policy import Assessment
 from policies.preference import Preference
 from policies.reward import scalar_reward
 
@@ -74,41 +74,6 @@ class BarpPolicy:
         self._index = {name: arm for arm, name in enumerate(artifact.arms)}
         self._offered_weights = lru_cache(maxsize=POOLS_KEPT)(self._weights_of)
 
-    def pmf(
-        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
-    ) -> NDArray[np.float64]:
-        """Return the probability of each arm offered, float64, shape (num_offered,)."""
-        return self._pmf(context, preference, offered, self._exploration_total)
-
-    def greedy_pmf(
-        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
-    ) -> NDArray[np.float64]:
-        """Return the network's softmax by itself, float64, shape (num_offered,)."""
-        return self._pmf(context, preference, offered, 0.0)
-
-    def _pmf(
-        self,
-        context: NDArray[np.float32],
-        preference: Preference,
-        offered: Sequence[Arm],
-        exploration_total: float,
-    ) -> NDArray[np.float64]:
-        """Read the network at one request."""
-        if self._projection is not None:
-            centre, projection = self._projection
-            context = projection @ (context - centre)
-        probs = np.exp(
-            log_probs(
-                self._offered_weights(tuple(arm.name for arm in offered)),
-                context,
-                np.array([preference.quality, preference.cost]),
-                np.ones(len(offered), dtype=np.bool_),
-                exploration_total=exploration_total,
-                xp=np,
-            )
-        )
-        return np.asarray(probs / probs.sum(), dtype=np.float64)
-
     def assess(
         self,
         contexts: NDArray[np.float32],
@@ -116,7 +81,45 @@ class BarpPolicy:
         offered: Sequence[Arm],
     ) -> Assessment:
         """Return the pmf of several requests at once, shape (n, num_offered)."""
-        return assess_one_by_one(self.pmf, contexts, preferences, offered)
+        return Assessment(pmf=self._pmf(contexts, preferences, offered, self._exploration_total))
+
+    def pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> NDArray[np.float64]:
+        """Return the probability of each arm offered, float64, shape (num_offered,)."""
+        [probs] = self._pmf(context[None], [preference], offered, self._exploration_total)
+        return np.asarray(probs)
+
+    def greedy_pmf(
+        self, context: NDArray[np.float32], preference: Preference, offered: Sequence[Arm]
+    ) -> NDArray[np.float64]:
+        """Return the network's softmax by itself, float64, shape (num_offered,)."""
+        [probs] = self._pmf(context[None], [preference], offered, 0.0)
+        return np.asarray(probs)
+
+    def _pmf(
+        self,
+        contexts: NDArray[np.float32],
+        preferences: Sequence[Preference],
+        offered: Sequence[Arm],
+        exploration_total: float,
+    ) -> NDArray[np.float64]:
+        """Read the network at several requests, shape (n, num_offered)."""
+        seen: NDArray[Any] = contexts
+        if self._projection is not None:
+            centre, projection = self._projection
+            seen = (contexts - centre) @ projection.T
+        probs = np.exp(
+            log_probs(
+                self._offered_weights(tuple(arm.name for arm in offered)),
+                seen,
+                np.array([[wanted.quality, wanted.cost] for wanted in preferences]),
+                np.ones(len(offered), dtype=np.bool_),
+                exploration_total=exploration_total,
+                xp=np,
+            )
+        )
+        return np.asarray(probs / probs.sum(axis=-1, keepdims=True), dtype=np.float64)
 
     def _weights_of(self, names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
         """Pick the head's rows for the arms offered."""

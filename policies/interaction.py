@@ -241,6 +241,7 @@ def decisions_to_batch(decisions: Sequence[Decision]) -> pa.RecordBatch:
     columns["w_cost"] = [decision.preference.cost for decision in decisions]
     for name in ("context", "pmf"):
         columns[name] = _ragged(columns[name], DECISION_SCHEMA.field(name).type.value_type)
+    columns["arms_offered"] = _name_lists(columns["arms_offered"])
     return pa.RecordBatch.from_pydict(columns, schema=DECISION_SCHEMA)
 
 
@@ -250,6 +251,19 @@ def _ragged(vectors: Sequence[NDArray[np.float64]], dtype: pa.DataType) -> pa.Li
     np.cumsum([len(vector) for vector in vectors], out=offsets[1:])
     values = np.concatenate(vectors) if vectors else np.zeros(0)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values, type=dtype))
+
+
+def _name_lists(lists: Sequence[tuple[str, ...]]) -> pa.ListArray:
+    """Join lists of names into one Arrow column; few lists are distinct, each is read once."""
+    distinct = {names: number for number, names in enumerate(dict.fromkeys(lists))}
+    starts = np.cumsum([0, *map(len, distinct)])
+    names = pa.array([name for one in distinct for name in one], type=pa.string())
+    parts = [np.arange(starts[k], starts[k + 1]) for k in range(len(distinct))]
+    rows = [parts[distinct[one]] for one in lists]
+    taken = names.take(pa.array(np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)))
+    offsets = np.zeros(len(lists) + 1, dtype=np.int32)
+    np.cumsum([len(one) for one in lists], out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), taken)
 
 
 def contexts(rows: pa.Table) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """BERT's tokens of plain English, a few times faster than the general tokenizer.
 
 A text of printable ASCII falls into words and single signs without any Unicode rule, and the same
-words come again and again: their tokens are remembered. Every other text goes to the tokenizer.
+words come again and again: their tokens are remembered. Where a text holds anything else, it is cut
+at its blanks, and only the parts that are not plain go to the tokenizer, to be remembered as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 _PLAIN: Final = re.compile(r"[\t\n\r -Z\\-~]*")
 # As BERT's pre-tokenizer cuts it: runs of letters and digits; any other sign stands alone.
 _WORDS: Final = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
+# Blanks by every rule: no token spans one. Other control characters vanish, or are blanks to some.
+_PARTS: Final = re.compile(r"[^ \t\n\r]+")
 WORDS_KEPT: Final = 65_536
+# Characters of a word that is remembered: longer ones are no words, and would fill the memory.
+LONGEST_KEPT: Final = 64
 
 
 class WordPieces:
@@ -34,12 +39,21 @@ class WordPieces:
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens not added."""
-        if _PLAIN.fullmatch(text) is None:
-            return self._ids(text)
-        pieces, ids = self._pieces, list[int]()
+        if _PLAIN.fullmatch(text) is not None:
+            return self._plain(text)
+        ids = list[int]()
+        for part in _PARTS.findall(text):
+            ids += self._plain(part) if _PLAIN.fullmatch(part) else self._remembered(part)
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        pieces, ids = self._remembered, list[int]()
         for word in _WORDS.findall(text.lower()):
             ids += pieces(word)
         return ids
+
+    def _remembered(self, word: str) -> list[int]:
+        return self._pieces(word) if len(word) <= LONGEST_KEPT else self._ids(word)
 
     def _ids(self, text: str) -> list[int]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)

@@ -34,9 +34,14 @@ def reference(text: str) -> list[int]:
 
 PLAIN = st.text(st.characters(min_codepoint=0, max_codepoint=127))
 WORDY = st.lists(st.sampled_from(["the", "Unbelievably", "x1y2", "_", "don't", "[MASK]", "\x00"]))
+MIXED = st.lists(
+    st.sampled_from(
+        ["don\u2019t", "plain", "é", "中文", "[SEP]", "x\x1cy", "\u2003", "ﬁ", "Σ", "a" * 70]
+    )
+)
 
 
-@given(PLAIN | st.text() | WORDY.map(" ".join))
+@given(PLAIN | st.text() | WORDY.map(" ".join) | MIXED.map(" ".join))
 def test_any_text_gives_the_tokenizers_ids(text: str) -> None:
     assert short_cut()(text) == reference(text)
 
