@@ -22,6 +22,9 @@ def bench_chaos(
     ledger_url: Annotated[
         str | None, typer.Option(help="SQLAlchemy URL of an empty ledger; SQLite without it.")
     ] = None,
+    encoder_dir: Annotated[
+        Path | None, typer.Option(help="A static encoder that was built; one is built without it.")
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
     ] = False,
@@ -35,6 +38,8 @@ def bench_chaos(
     from cluster.chaos import ChaosPlan, run_chaos
 
     settings: dict[str, object] = {} if ledger_url is None else {"ledger_url": ledger_url}
+    if encoder_dir is not None:
+        settings["encoder_dir"] = encoder_dir.resolve()
     plan = ChaosPlan(minutes=minutes, kills=kills, seed=seed, rate_per_s=rate, settings=settings)
     with tempfile.TemporaryDirectory(prefix="barp-chaos-") as folder:
         report = run_chaos(plan, Path(folder) / "state", progress=console.print)

@@ -18,7 +18,7 @@ import psutil
 from cluster.client import SERVICE_FILE
 from cluster.launch import LaunchError
 
-START_TIMEOUT_S: Final = 180.0
+START_TIMEOUT_S: Final = 300.0
 STOP_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.05
 # `-P` keeps the present directory off the import path.

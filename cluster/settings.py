@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -19,12 +21,23 @@ from pydantic_settings import (
 
 from pipelines.tenants import Signals
 from policies.encoder_files import EncoderKind
+from policies.errors import RouterError
 from policies.storage import LOCAL, is_remote
 
 Ingress = Literal["haproxy", "python"]
 LEARNERS: Final = ("posterior", "barp-dr", "barp")
 LABEL: Final = re.compile(r"[A-Za-z0-9][\w./-]*=[A-Za-z0-9][\w.-]*")
 PLACE: Final = re.compile(r"file:///.*|s3://[\w.-]+(/[\w./=-]*)?")
+
+
+# As `services.decision_ids` wants it.
+MIN_SECRET_BYTES: Final = 16
+
+
+class DamagedSecret(RouterError):
+    """A signing secret that was cut off, or was never whole."""
+
+    code = "damaged_secret"
 
 
 class Settings(BaseSettings):
@@ -375,19 +388,42 @@ def signing_secret(settings: Settings) -> bytes:
 
     Taken from the settings, else from the state folder, where the first use makes one of 32
     bytes that only this user can read.
+
+    Raises:
+        DamagedSecret: What is there is shorter than any secret that was made.
     """
+    place = "signing_secret"
     if settings.signing_secret is not None:
-        return settings.signing_secret.get_secret_value().encode()
-    secret_file = places(settings).secret_file
-    if not secret_file.exists():
-        secret_file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return secret_file.read_bytes()
+        secret = settings.signing_secret.get_secret_value().encode()
+    else:
+        secret_file = places(settings).secret_file
+        if not secret_file.exists():
+            _make_secret(secret_file)
+        secret, place = secret_file.read_bytes(), str(secret_file)
+    if len(secret) < MIN_SECRET_BYTES:
+        raise DamagedSecret(
+            f"{place} holds {len(secret)} bytes: put the right secret back; with another one, or "
+            "a new one, the decision ids that are out become unknown",
+            field="signing_secret",
+            value=f"{len(secret)} bytes",
+            allowed=f"{MIN_SECRET_BYTES} bytes or more",
+        )
+    return secret
+
+
+def _make_secret(secret_file: Path) -> None:
+    """Write a new secret, whole or not at all, unless somebody else has been quicker."""
+    secret_file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=secret_file.parent, prefix=".secret.")
+    try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(32))
-    return secret_file.read_bytes()
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(name, secret_file)
+    finally:
+        Path(name).unlink()
 
 
 def retired_secrets(settings: Settings) -> tuple[bytes, ...]:

@@ -6,11 +6,12 @@ import stat
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.options import InvalidSetting, load_settings
-from cluster.settings import Settings, places, resolved, signing_secret
+from cluster.settings import DamagedSecret, Settings, places, resolved, signing_secret
 
 
 def test_flag_beats_environment_beats_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,3 +111,15 @@ def test_signing_secret_is_made_once_and_private(tmp_path: Path) -> None:
     assert signing_secret(settings) == first
     mode = stat.S_IMODE(places(settings).secret_file.stat().st_mode)
     assert mode == 0o600
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(15)])
+def test_a_secret_that_was_cut_off_is_refused_and_not_replaced(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "secret.key").write_bytes(content)
+    with pytest.raises(DamagedSecret, match=r"secret\.key holds \d+ bytes"):
+        signing_secret(Settings(state_dir=tmp_path))
+    assert (tmp_path / "secret.key").read_bytes() == content
+    with pytest.raises(DamagedSecret, match="signing_secret holds"):
+        signing_secret(Settings(state_dir=tmp_path, signing_secret=SecretStr("short")))
