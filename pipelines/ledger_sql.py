@@ -95,7 +95,10 @@ def load_histories(connection: Connection, decision_ids: Collection[str]) -> dic
     histories = {decision_id: History() for decision_id in decision_ids}
     # Most are open, and an open one has not matured: the wide tables need not be asked.
     for name, *recorded in rows_of(connection, "open_decisions", _RECORDED, decision_ids):
-        histories[name].recorded = Recorded._make(recorded)
+        found = Recorded._make(recorded)
+        # A release before this one, at work beside it, leaves all but the window's end empty.
+        if found.arm:
+            histories[name].recorded = found
     rest = [name for name, history in histories.items() if history.recorded is None]
     for name, *recorded in rows_of(connection, "decisions", _RECORDED, rest):
         histories[name].recorded = Recorded._make(recorded)
