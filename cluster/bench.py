@@ -145,6 +145,9 @@ def bench_serve(
     rate: Annotated[
         list[int] | None, typer.Option(help="Fixed rate, requests/s; may be given again.")
     ] = None,
+    soak: Annotated[
+        float, typer.Option(help="Minutes at 70 % of saturation afterwards; 0 for none.", min=0.0)
+    ] = 0.0,
     cache_dir: CacheOption = DEFAULT_CACHE_DIR,
     json: JsonOption = False,
 ) -> None:
@@ -162,6 +165,7 @@ def bench_serve(
             rounds=rounds,
             clients=clients,
             rates=tuple(rate or (100, 500)),
+            soak_s=60.0 * soak,
         )
         found = run_serve_benchmark(plan, progress=show)
     show_serve(found)

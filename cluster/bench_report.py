@@ -76,14 +76,16 @@ def show_serve(found: dict[str, Any]) -> None:
     )
     for rate, one in found["fixed_rate"].items():
         table.add_row("service, paced", rate, f"{one['p50_ms']:.2f}", "", f"{one['p99_ms']:.2f}")
-    table.add_row("bare uvicorn", f"{found['uvicorn_noop_rps']:.0f}", style="dim")
+    table.add_row("uvicorn, FastAPI", f"{found['uvicorn_noop_rps']:.0f}", style="dim")
+    table.add_row("uvicorn, raw ASGI", f"{found['raw_asgi_rps']:.0f}", style="dim")
     table.add_row("no server", f"{found['inprocess_rps']:.0f}", style="dim")
     table.add_row("encoder alone", f"{found['encode_rps']:.0f}", style="dim")
     console.print(table)
     frontier = ", ".join(f"{rate}/s at {bound} ms" for bound, rate in found["frontier"].items())
     console.print(
-        f"{found['ratio_to_noop']:.2f} of bare uvicorn, {found['ratio_to_inprocess']:.2f} of no "
-        f"server; {found['cpu_s_per_1000']:.2f} CPU s per 1,000; p99 kept: {frontier}"
+        f"{found['ratio_to_noop']:.2f} of uvicorn and FastAPI, "
+        f"{found['ratio_to_inprocess']:.2f} of no server; "
+        f"{found['cpu_s_per_1000']:.2f} CPU s per 1,000; p99 kept: {frontier}"
     )
     swap = found["swap"]
     console.print(
@@ -92,6 +94,8 @@ def show_serve(found: dict[str, Any]) -> None:
         f"recorded {found['recorded']} of {found['decided']} decided; started in "
         f"{found['start_s']:.0f} s"
     )
+    if "soak" in found:
+        show_soak(found["soak"])
 
 
 def show_ledger(found: dict[str, Any]) -> None:
@@ -107,6 +111,17 @@ def show_ledger(found: dict[str, Any]) -> None:
         f"{found['backend']}, every commit flushed; {detail['decisions']} decisions recorded at "
         f"{detail['recorded_per_s']}/s; aggregator {detail['aggregator_mb']} MB, ledger "
         f"{detail['ledger_mb']} MB, dataset {detail['dataset_mb']} MB"
+    )
+
+
+def show_soak(found: dict[str, Any]) -> None:
+    """Show what steady load came to."""
+    most = max(found["memory_mb"], key=lambda name: found["memory_mb"][name]["grown"])
+    console.print(
+        f"soak: {found['seconds']:.0f} s at {found['rate']:.0f}/s, p99 {found['p99_ms']:.1f} ms, "
+        f"failed {found['failed']}; joined {found['joined']} of {found['reported']} reported; "
+        f"memory {'flat' if found['flat'] else 'grows'}, most in {most}: "
+        f"{found['memory_mb'][most]['grown']:+.1f} MB"
     )
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, TypeVar
 
-import psutil
 import uvloop
 
+from cluster.bench_soak import SHARE as SOAK_SHARE
+from cluster.bench_soak import Soak, soak
 from cluster.bench_traffic import (
     batch_requests,
     noop_server,
@@ -28,6 +29,7 @@ from cluster.bench_traffic import (
 from cluster.client import ServiceClient
 from cluster.load import LoadSample, closed_loop, open_loop
 from cluster.pipeline_rates import PipelineRates, pipeline_rates
+from cluster.process_use import cpu_seconds, memory_mb
 from cluster.service_process import ServiceProcess, service_process
 from policies.encoder_files import EncoderKind
 
@@ -59,6 +61,7 @@ class ServePlan:
         rounds: How often the contenders take turns.
         clients: Clients of the closed loop.
         rates: Fixed rates to measure latency at, requests per second.
+        soak_s: How long to go on at 70 % of saturation, seconds; 0 for not at all.
     """
 
     encoder: EncoderKind
@@ -68,11 +71,12 @@ class ServePlan:
     rounds: int = 3
     clients: int = 32
     rates: tuple[int, ...] = (100, 500)
+    soak_s: float = 0.0
 
     @property
     def steps(self) -> int:
         """How many steps a run shows."""
-        return 2 + 4 * self.rounds + len(self.rates) + len(FRONTIER_SHARES) + 2
+        return 2 + 4 * self.rounds + len(self.rates) + len(FRONTIER_SHARES) + 2 + (self.soak_s > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,8 @@ class Round:
     Attributes:
         http: The service, one prompt a request.
         batch: The service, BATCH prompts a request.
-        noop: A bare server.
+        noop: A server that does nothing, on uvicorn and FastAPI.
+        raw: One on uvicorn alone.
         pipeline: Encoder and policy without any server.
         cpu_s: Processor time that the service's processes took for `http`, seconds.
     """
@@ -90,6 +95,7 @@ class Round:
     http: LoadSample
     batch: LoadSample
     noop: LoadSample
+    raw: LoadSample
     pipeline: PipelineRates
     cpu_s: float
 
@@ -107,6 +113,8 @@ def run_serve_benchmark(plan: ServePlan, *, progress: Progress) -> dict[str, Any
         "max_replicas": plan.replicas,
         "retrain_min_interactions": LESSONS // 2,
         "holdout_share": 0.3,
+        # The default learner alone: which of several serves would be the judge's choice.
+        "learners": "posterior",
     }
     steps = iter(range(plan.steps))
 
@@ -116,15 +124,16 @@ def run_serve_benchmark(plan: ServePlan, *, progress: Progress) -> dict[str, Any
     show("starting the service")
     with (
         tempfile.TemporaryDirectory(prefix="barp-bench-") as folder,
-        noop_server() as noop_url,
+        noop_server("plain") as noop_url,
+        noop_server("app") as raw_url,
         service_process(Path(folder), settings) as service,
     ):
-        found = _measure(plan, service, noop_url, show)
+        found = _measure(plan, service, (noop_url, raw_url), show)
     return {"encoder": plan.encoder, "replicas": plan.replicas, "start_s": service.start_s} | found
 
 
 def _measure(
-    plan: ServePlan, service: ServiceProcess, noop_url: str, show: Callable[[str], None]
+    plan: ServePlan, service: ServiceProcess, bare: tuple[str, str], show: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure a running service from a first lesson to the count of what it recorded."""
     prompts = short_prompts(NUM_PROMPTS)
@@ -133,20 +142,23 @@ def _measure(
         show("teaching it")
         taught = teach(client, prompts[:LESSONS])
         warm = _run(closed_loop(service.url, single, clients=plan.clients, seconds=WARM_UP_S))
-        rounds = [_round(plan, service, noop_url, prompts, show) for _ in range(plan.rounds)]
+        rounds = [_round(plan, service, bare, prompts, show) for _ in range(plan.rounds)]
         fixed = {rate: _at(plan, service, single, rate, show) for rate in plan.rates}
         saturation = median(one.http.rps for one in rounds)
         rates = [round(share * saturation) for share in FRONTIER_SHARES]
         frontier = {rate: _at(plan, service, single, rate, show) for rate in rates}
         show("swapping versions under load")
         swap, swap_samples = _run(_swap(service, client, single, plan.duration_s))
+        soaked = _soak(plan, service, client, single, saturation, show)
         show("counting what was recorded")
         samples = [warm, *(r.http for r in rounds), *fixed.values(), *frontier.values()]
-        samples += swap_samples
+        samples += [*swap_samples, *([soaked.sample] if soaked else [])]
         batches = [one.batch for one in rounds]
         decided = taught + sum(s.answered for s in samples)
         decided += BATCH * sum(s.answered for s in batches)
         recorded = wait_recorded(client, decided)
+        # All outcomes but the lessons' are the soak's.
+        joined = int(client.get("/v1/status")["ledger"]["joined"]) - taught
     return {
         **summary(rounds),
         "fixed_rate": {str(rate): _latency(sample) for rate, sample in fixed.items()},
@@ -156,13 +168,14 @@ def _measure(
         "decided": decided,
         "recorded": recorded,
         "uss_mb": memory_mb(service.tree()),
+        **({"soak": soaked.summary() | {"joined": joined}} if soaked else {}),
     }
 
 
 def _round(
     plan: ServePlan,
     service: ServiceProcess,
-    noop_url: str,
+    bare: tuple[str, str],
     prompts: Sequence[str],
     show: Callable[[str], None],
 ) -> Round:
@@ -177,7 +190,9 @@ def _round(
     show(f"{BATCH} prompts a request")
     batched = _run(closed_loop(service.url, batch, clients=BATCH_CLIENTS, seconds=seconds))
     show("a bare server")
-    noop = _run(closed_loop(noop_url, single, clients=plan.clients, seconds=seconds))
+    noop, raw = (
+        _run(closed_loop(url, single, clients=plan.clients, seconds=seconds / 2)) for url in bare
+    )
     show("no server")
     pipeline = pipeline_rates(
         plan.encoder_dir,
@@ -186,7 +201,7 @@ def _round(
         processes=plan.replicas,
         seconds=seconds,
     )
-    return Round(http=http, batch=batched, noop=noop, pipeline=pipeline, cpu_s=cpu_s)
+    return Round(http=http, batch=batched, noop=noop, raw=raw, pipeline=pipeline, cpu_s=cpu_s)
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
@@ -199,6 +214,7 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
             "p99_ms": median(r.batch.percentile_ms(99) for r in rounds),
         },
         "uvicorn_noop_rps": median(r.noop.rps for r in rounds),
+        "raw_asgi_rps": median(r.raw.rps for r in rounds),
         "inprocess_rps": median(r.pipeline.decide for r in rounds),
         "encode_rps": median(r.pipeline.encode for r in rounds),
         "ratio_to_noop": median(r.http.rps / r.noop.rps for r in rounds),
@@ -226,6 +242,30 @@ def _at(
             seconds=plan.duration_s,
         )
     )
+
+
+def _soak(
+    plan: ServePlan,
+    service: ServiceProcess,
+    client: ServiceClient,
+    requests: Sequence[bytes],
+    saturation: float,
+    show: Callable[[str], None],
+) -> Soak | None:
+    """Go on at a share of the rate at saturation, where that is asked for."""
+    if plan.soak_s <= 0:
+        return None
+    show(f"{plan.soak_s:.0f} s at {SOAK_SHARE:.0%} of saturation")
+    load = soak(
+        service.url,
+        requests,
+        client,
+        service.tree,
+        rate_per_s=SOAK_SHARE * saturation,
+        connections=OPEN_CONNECTIONS,
+        seconds=plan.soak_s,
+    )
+    return _run(load)
 
 
 async def _swap(
@@ -286,31 +326,6 @@ def wait_recorded(client: ServiceClient, decided: int) -> int:
         if recorded >= decided or time.monotonic() > deadline:
             return recorded
         time.sleep(0.2)
-
-
-def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """Add up the processor time that processes have taken, seconds."""
-    total = 0.0
-    for process in processes:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
-
-
-def memory_mb(processes: Sequence[psutil.Process]) -> dict[str, float]:
-    """Return unique memory by kind of process, MB: what its end would give back."""
-    found: dict[str, float] = {}
-    for process in processes:
-        try:
-            name, uss = process.cmdline()[0].split(".")[0][:60], process.memory_full_info().uss
-        except (psutil.NoSuchProcess, IndexError):
-            continue
-        kind = name if name.startswith("ray::") else Path(name).name
-        found[kind] = found.get(kind, 0.0) + uss / 1e6
-    return found
 
 
 def _run(load: Coroutine[Any, Any, T]) -> T:

