@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +24,7 @@ from cluster.client import SERVICE_FILE, ServiceClient
 from cluster.service_process import ServiceProcess, service_process
 from cluster.settings import Settings, places
 
+REPLICAS: Final = 2
 # Out of a hundred kills; the rest of a division goes to the first ones.
 SHARES: Final = {
     "replica": 40,
@@ -43,6 +44,8 @@ TITLES: Final = {
     "publisher": ("ray::PublisherActor",),
     "controller": ("ray::ServeController",),
 }
+# How many of each a whole service has. HAProxies that are about to go may stand beside the new one.
+WHOLE: Final = {"replica": REPLICAS}
 # `barp status` says how these are.
 REPORTED: Final = {"aggregator": "ledger", "trainer": "trainer", "publisher": "publisher"}
 RECOVERY_TIMEOUT_S: Final = 60.0
@@ -50,7 +53,6 @@ PROBE_EVERY_S: Final = 0.1
 PROBE_TIMEOUT_S: Final = 5.0
 # Between two kills at least this, seconds.
 CALM_S: Final = 2.0
-REPLICAS: Final = 2
 SETTLE_TIMEOUT_S: Final = 60.0
 MODELS: Final = {"small": 0.001, "large": 0.01}
 
@@ -151,29 +153,26 @@ async def _under_load(
 
 async def _kill(service: ServiceProcess, part: str, rng: random.Random) -> float:
     """Kill one process of a part; return after how many seconds it was back, at most 60."""
-    before = _processes(service, part)
-    victim = rng.choice(sorted(before)) if before else None
+    found = _processes(service, part)
+    alive = sorted(pid for pids in found.values() for pid in pids)
+    victim = rng.choice(alive) if alive else None
     began = time.monotonic()
     if victim is not None:
         os.kill(victim, signal.SIGKILL)
     async with httpx.AsyncClient(base_url=service.url, timeout=PROBE_TIMEOUT_S) as http:
         while (spent_s := time.monotonic() - began) < RECOVERY_TIMEOUT_S:
-            if await _is_back(service, part, before, victim, http):
+            if await _is_back(service, part, victim, http):
                 return spent_s
             await asyncio.sleep(PROBE_EVERY_S)
     return RECOVERY_TIMEOUT_S
 
 
 async def _is_back(
-    service: ServiceProcess,
-    part: str,
-    before: set[int],
-    victim: int | None,
-    http: httpx.AsyncClient,
+    service: ServiceProcess, part: str, victim: int | None, http: httpx.AsyncClient
 ) -> bool:
-    """Say whether a part has as many processes as before, and the service answers and is whole."""
+    """Say whether a part has all its processes again, and the service answers and is whole."""
     now = await asyncio.to_thread(_processes, service, part)
-    if victim in now or len(now) < len(before):
+    if any(victim in pids or len(pids) < WHOLE.get(part, 1) for pids in now.values()):
         return False
     try:
         if (await http.get("/readyz")).status_code != httpx.codes.OK:
@@ -186,23 +185,24 @@ async def _is_back(
     return "away" not in status.get(REPORTED[part], {"away": ""})
 
 
-def _processes(service: ServiceProcess, part: str) -> set[int]:
-    """List the process ids of a part that live now; of the cluster that is `barp serve`."""
+def _processes(service: ServiceProcess, part: str) -> dict[str, set[int]]:
+    """List the process ids of a part by title; of the cluster that is `barp serve`."""
+    titles = TITLES.get(part, (part,))
     try:
         driver = int(json.loads((service.state_dir / SERVICE_FILE).read_bytes())["pid"])
         if part == "cluster":
-            return {driver} if psutil.pid_exists(driver) else set()
+            return {part: {driver} if psutil.pid_exists(driver) else set()}
         tree = psutil.Process(driver).children(recursive=True)
     except (OSError, ValueError, psutil.Error):
-        return set()
-    return {process.pid for process in tree if _is_called(process, TITLES[part])}
+        return {title: set() for title in titles}
+    return {title: {p.pid for p in tree if _is_called(p, title)} for title in titles}
 
 
-def _is_called(process: psutil.Process, titles: Sequence[str]) -> bool:
-    """Say whether a process that lives has one of these titles."""
+def _is_called(process: psutil.Process, title: str) -> bool:
+    """Say whether a process lives and is called so."""
     try:
         words = " ".join(process.cmdline()) + " "
-        return any(title in words for title in titles) and process.status() != "zombie"
+        return title in words and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
