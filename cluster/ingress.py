@@ -65,16 +65,7 @@ def haproxy_environment(folder: Path, binary: str, *, host: str, port: int) -> d
     folder = folder / "haproxy"
     folder.mkdir(mode=0o700)
     wrapper = folder / "run"
-    wrapper.write_text(
-        WRAPPER.format(
-            python=shlex.quote(sys.executable),
-            script=shlex.quote(str(Path(haproxy.__file__).resolve())),
-            binary=shlex.quote(binary),
-            host=shlex.quote(host),
-            port=port,
-        )
-    )
-    wrapper.chmod(0o700)
+    write_wrapper(wrapper, binary, host=host, port=port, mode=0o700)
     metrics_port, stats_port, fallback_port, fallback_grpc_port = free_ports(4)
     return {
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
@@ -90,6 +81,20 @@ def haproxy_environment(folder: Path, binary: str, *, host: str, port: int) -> d
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc_port),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(THREADS),
     }
+
+
+def write_wrapper(path: Path, binary: str, *, host: str, port: int, mode: int) -> None:
+    """Write what Ray starts in place of HAProxy; in the image it is written once, for all nodes."""
+    path.write_text(
+        WRAPPER.format(
+            python=shlex.quote(sys.executable),
+            script=shlex.quote(str(Path(haproxy.__file__).resolve())),
+            binary=shlex.quote(binary),
+            host=shlex.quote(host),
+            port=port,
+        )
+    )
+    path.chmod(mode)
 
 
 def free_ports(count: int) -> list[int]:

@@ -6,6 +6,7 @@ import importlib
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -96,6 +97,27 @@ def test_image_takes_the_cpu_unless_told_otherwise() -> None:
     assert {"cpu", "gpu", "build"} == set(names)
     assert stages["${ACCELERATOR}"] == "build"
     assert re.findall(r"^COPY --from=(\S+)", DOCKERFILE, flags=re.MULTILINE) == ["build"] * 2
+
+
+def test_image_wraps_haproxy_as_barp_serve_does(tmp_path: Path) -> None:
+    """The code in it runs, and what it writes opens the front door of a pod and nothing else."""
+    (code,) = re.findall(r'^RUN python -c "(.*)"$', DOCKERFILE, flags=re.MULTILINE)
+    target = tmp_path / "haproxy"
+    assert "RAY_SERVE_HAPROXY_BINARY_PATH=/opt/barp/haproxy " in DOCKERFILE
+    asked = code.replace("/opt/barp/haproxy", str(target))
+    subprocess.run([sys.executable, "-c", asked], check=True, timeout=60)
+    assert target.stat().st_mode & 0o777 == 0o755
+
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(
+        "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n"
+        "    timeout server 1s\nfrontend stats\n    bind *:8404\n    stats enable\n"
+        "frontend http_frontend\n    bind *:8000\n"
+    )
+    command = [str(target), "-c", "-f", str(config)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    binds = re.findall(r"^ *bind (\S+)$", config.read_text(), flags=re.MULTILINE)
+    assert binds == ["127.0.0.1:8404", "0.0.0.0:8000"]
 
 
 def test_image_needs_no_more_than_pyproject_allows() -> None:
