@@ -88,7 +88,7 @@ def stop_actors() -> None:
 
 def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
     """Return each actor's class and what its constructor needs."""
-    place = places(settings)
+    place, plan = places(settings), training_plan(settings)
     return {
         "metrics": (
             MetricsActor,
@@ -115,12 +115,13 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
                 "uri": place.registry_url,
                 "artifact_dir": place.artifact_dir,
                 "alias_watch_s": settings.alias_watch_s,
+                "encoder_id": plan.encoder_id,
             },
         ),
         "trainer": (
             TrainerActor,
             {
-                "plan": training_plan(settings),
+                "plan": plan,
                 "learners": settings.learners.split(","),
                 "num_learners": settings.num_learners,
                 "learner_cpus": settings.learner_cpus,

@@ -5,7 +5,7 @@ A crash in between leaves an intent, which says what to finish; so the history h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -54,6 +54,35 @@ class RecordStore(Protocol):
 
     def records(self, state: RecordState | None, *, limit: int) -> Sequence[Record]:
         """List the entries in a state, or all, newest first, at most `limit`."""
+
+
+def way_to_champion(moves: Iterable[AliasMove]) -> list[int]:
+    """List the champions that led to the present one, which is the last.
+
+    A promotion goes on from where it stands; a rollback to a version on the way takes back all that
+    came after it. So going back again and again never goes forward.
+
+    Args:
+        moves: The champion's moves, oldest first.
+    """
+    way: list[int] = []
+    for move in moves:
+        if move.kind == "rollback" and move.version in way:
+            while way[-1] != move.version:
+                way.pop()
+        else:
+            way.append(move.version)
+    return way
+
+
+def champion_before(way: Sequence[int], *, quarantined: Collection[int]) -> int | None:
+    """Return the last champion before the present one that may serve, None where there is none.
+
+    >>> champion_before([1, 2, 3], quarantined={2})
+    1
+    """
+    fit = (v for v in reversed(way[:-1]) if v != way[-1] and v not in quarantined)
+    return next(fit, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,20 +6,22 @@ Knows nothing of MLflow; versions and aliases are a store that is handed in.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pipelines.events import EventSink
-from pipelines.history import MS_PER_S, AliasHistory, iso
+from pipelines.history import MS_PER_S, AliasHistory, champion_before, iso, way_to_champion
 from pipelines.promotion_ports import PromotionStatus, PublisherPort, VersionStore
 from policies.artifact import PolicyArtifact
-from policies.errors import ArtifactError, Conflict, Unavailable, UnknownVersion
+from policies.errors import ArtifactError, Conflict, EncoderMismatch, Unavailable, UnknownVersion
 from policies.events import EventKind
 from policies.publication import Canary
 from policies.versions import CANARY, CHAMPION, PREVIOUS, AliasMove, MoveKind
 
 logger = logging.getLogger(__name__)
 
+# A rollback goes no further back than this.
+MOVES_LOOKED_AT: Final = 500
 FOREIGN: Final = "mlflow"
 # What a rollback promises: all replicas within a second.
 ROLLOUT_WAIT_S: Final = 1.0
@@ -34,6 +36,8 @@ class Promotion:
         publisher: Brings a new champion to the replicas.
         clock: Seconds since the epoch, UTC.
         events: Told of every move, and of an alias that is not obeyed.
+        encoder_id: What the replicas encode with: a version of another encoder cannot serve. None
+            lets every version through.
         canary_share: Share of the requests that a version on trial decides, in (0, 1).
 
     Raises:
@@ -47,11 +51,12 @@ class Promotion:
         publisher: PublisherPort,
         clock: Callable[[], float],
         events: EventSink,
+        encoder_id: str | None = None,
         canary_share: float = DEFAULT_CANARY_SHARE,
     ) -> None:
         """Settle what a crash left half done, then read back what serves."""
         self._store, self._publisher, self._clock = store, publisher, clock
-        self._events = events
+        self._events, self._encoder_id = events, encoder_id
         self._canary_share, self._canary = canary_share, store.pointed_at(CANARY)
         self._history = AliasHistory(store, clock=clock)
         self._refused: str | None = None
@@ -63,7 +68,9 @@ class Promotion:
     def promote(
         self, version: int, *, who: str, why: str, instead_of: int | None = None
     ) -> AliasMove:
-        """Make a version the champion, the old one `previous`, and bring it to the replicas.
+        """Make a version the champion and bring it to the replicas.
+
+        `previous` then names where a rollback goes.
 
         Promoting the champion does nothing and says so: `moved` is False.
 
@@ -109,10 +116,13 @@ class Promotion:
         )
 
     def rollback(self, *, to: int | None, who: str, why: str) -> AliasMove:
-        """Make an older version the champion again; the one left becomes `previous`.
+        """Make an older version the champion again.
+
+        Asked again it goes further back, along the champions that led here, past those in
+        quarantine; `previous` says where to. To go forward, promote.
 
         Args:
-            to: The version's number; None takes where `previous` points.
+            to: The version's number; None takes the champion before the present one.
             who: Who decides, for the history.
             why: Their reason, for the history.
 
@@ -121,7 +131,7 @@ class Promotion:
             ArtifactError: Its files are damaged; the champion stays.
         """
         self._follow_alias()
-        target = self._store.pointed_at(PREVIOUS) if to is None else to
+        target = self._before(self._way()) if to is None else to
         if target is None:
             raise UnknownVersion(
                 "there is no previous champion to go back to",
@@ -243,7 +253,16 @@ class Promotion:
     def _checked(self, version: int) -> dict[str, bytes]:
         """Read the files of a version that can serve; raises UnknownVersion or ArtifactError."""
         files = self._store.files(version)
-        PolicyArtifact.from_files(files)
+        encoder_id = PolicyArtifact.from_files(files).encoder_id
+        if self._encoder_id not in (None, encoder_id):
+            raise EncoderMismatch(
+                f"version {version} was trained on encoder {encoder_id}, the replicas run "
+                f"{self._encoder_id}: start the service with encoder_dir set to that encoder; it "
+                "then serves the newest version that fits, and any other can be promoted",
+                field="version",
+                value=version,
+                allowed=f"a version of encoder {self._encoder_id}",
+            )
         return files
 
     def _move(
@@ -280,8 +299,23 @@ class Promotion:
         self._store.unpoint(CANARY)
         self._store.point(CHAMPION, move.version)
         self._champion, self._canary, self._refused = move.version, None, None
-        if move.previous is not None:
-            self._store.point(PREVIOUS, move.previous)
+        before = self._before(way_to_champion([*self._made(), move]))
+        if before is None:
+            self._store.unpoint(PREVIOUS)
+        else:
+            self._store.point(PREVIOUS, before)
+
+    def _made(self) -> list[AliasMove]:
+        """List the moves that a rollback looks at, oldest first."""
+        return self._history.moves(limit=MOVES_LOOKED_AT)[::-1]
+
+    def _way(self) -> list[int]:
+        """List the champions that led to the present one."""
+        return way_to_champion(self._made())
+
+    def _before(self, way: Sequence[int]) -> int | None:
+        """Return where a rollback goes."""
+        return champion_before(way, quarantined=self._store.quarantined())
 
     def _roll_out(
         self, version: int, files: Mapping[str, bytes], canary: Canary | None = None

@@ -23,6 +23,9 @@ class VersionStore(RecordStore, Protocol):
     def unpoint(self, alias: str) -> None:
         """Remove an alias; do nothing where there is none."""
 
+    def quarantined(self) -> frozenset[int]:
+        """Return the versions that may not serve."""
+
     def pointed_at(self, alias: str) -> int | None:
         """Return the version an alias points at, None where there is no such alias."""
 

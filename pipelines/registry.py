@@ -14,7 +14,7 @@ from pipelines.encoder_versions import ENCODER_MODEL_NAME, encoder_version
 from pipelines.history import MS_PER_S, Record, RecordState, iso
 from policies.artifact import FILES, PolicyArtifact, digest
 from policies.errors import ArtifactError, Unavailable, UnknownVersion
-from policies.versions import VersionInfo
+from policies.versions import QUARANTINED, VersionInfo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -182,6 +182,14 @@ class Registry:
         """Remove an alias; do nothing where there is none."""
         if self._client.get_registered_model(MODEL_NAME).aliases.get(alias) is not None:
             self._client.delete_registered_model_alias(MODEL_NAME, alias)
+
+    @_mlflow_errors()
+    def quarantined(self) -> frozenset[int]:
+        """Return the versions that may not serve."""
+        found = self._client.search_model_versions(
+            f"name = '{MODEL_NAME}' and tags.{QUARANTINED} = 'true'", max_results=MAX_LISTED
+        )
+        return frozenset(int(one.version) for one in found)
 
     @_mlflow_errors()
     def tag(self, version: int, words: Mapping[str, str]) -> None:

@@ -33,10 +33,11 @@ class RegistryActor:
         publisher: str = "publisher",
         alias_watch_s: float = 1.0,
         canary_share: float = DEFAULT_CANARY_SHARE,
+        encoder_id: str | None = None,
     ) -> None:
         """Start to watch the alias; the store is opened by the first call that finds it."""
         self._uri, self._artifact_dir, self._publisher = uri, artifact_dir, publisher
-        self._canary_share = canary_share
+        self._canary_share, self._encoder_id = canary_share, encoder_id
         self._opened: tuple[Registry, Promotion] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._failures, self._last_failure = 0, ""
@@ -138,6 +139,7 @@ class RegistryActor:
                 publisher=publisher,
                 clock=time.time,
                 events=self._events,
+                encoder_id=self._encoder_id,
                 canary_share=self._canary_share,
             )
             self._opened = registry, promotion

@@ -28,12 +28,11 @@ from policies.errors import Conflict
 from policies.events import EventKind
 from policies.learners import load_policy
 from policies.learning import Learner, LearnerSpec
-from policies.versions import AliasMove, VersionInfo
+from policies.versions import QUARANTINED, AliasMove, VersionInfo
 
 logger = logging.getLogger(__name__)
 
 WHO: Final = "trainer"
-QUARANTINED: Final = "quarantined"
 
 
 class RegistryPort(Protocol):
@@ -97,6 +96,9 @@ class Trainer:
     def bootstrap(self) -> None:
         """See to it that each learner has a version and that one serves; then do nothing.
 
+        A service that was given another encoder goes on with the newest version of that one: what
+        was learned from other contexts fits nothing here.
+
         Raises:
             Unavailable: Registry or aggregator is away.
         """
@@ -109,9 +111,12 @@ class Trainer:
                 version = self._registry.register(untrained, {}, {})
                 logger.info("version %d: first of %s", version, learner.kind)
         latest = self._latest_versions()
-        if self._registry.champion() is None:
-            first = latest[self._learners[0].kind].version
+        champion = self._registry.champion()
+        if champion is None or champion not in {one.version for one in self._fitting()}:
             why = "first champion: nothing is learned yet"
+            if champion is not None:
+                why = f"version {champion} does not fit encoder {self._plan.encoder_id}"
+            first = latest[self._learners[0].kind].version
             self._registry.promote(first, who=WHO, why=why, instead_of=None)
         cutoffs = [_cutoff(version) for version in latest.values()]
         self.status.trained_to_seq = max([self.status.trained_to_seq, *cutoffs])
@@ -279,9 +284,16 @@ class Trainer:
         self._trained_at = self._clock()
 
     def _latest_versions(self) -> dict[str, VersionInfo]:
-        """Return the newest version of each kind that is not in quarantine."""
-        usable = [one for one in self._registry.versions() if one.tags.get(QUARANTINED) != "true"]
+        """Return the newest version of each kind that fits and is not in quarantine."""
+        usable = [one for one in self._fitting() if one.tags.get(QUARANTINED) != "true"]
         return {version.kind: version for version in reversed(usable)}
+
+    def _fitting(self) -> list[VersionInfo]:
+        """List the versions of this service's encoder, newest first."""
+        encoder_id = self._plan.encoder_id
+        return [
+            one for one in self._registry.versions() if one.tags.get("encoder_id") == encoder_id
+        ]
 
     def _prices(self, rows: pa.Table) -> dict[int, PriceTable]:
         """Read the price tables that rows name."""

@@ -11,6 +11,9 @@ CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
 CANARY: Final = "canary"
 
+# Tag of a version that may not serve, its value "true".
+QUARANTINED: Final = "quarantined"
+
 MoveKind = Literal["promotion", "rollback", "alias_followed"]
 
 

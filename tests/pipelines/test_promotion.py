@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from event_lists import EventList
-from registries import RegistrySetup
+from registries import RegistrySetup, small_artifact
 
 from pipelines.history import AliasHistory
 from pipelines.promotion import Promotion
 from pipelines.registry import MODEL_NAME, Registry
-from policies.errors import ArtifactError, Conflict, Unavailable, UnknownVersion
+from policies.errors import ArtifactError, Conflict, EncoderMismatch, Unavailable, UnknownVersion
 from policies.events import EventKind
-from policies.versions import CHAMPION, PREVIOUS
+from policies.versions import CHAMPION, PREVIOUS, QUARANTINED
 
 PICKLE_OPCODES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -63,15 +63,64 @@ def test_promoting_the_champion_does_nothing_and_says_so(setup: RegistrySetup) -
     assert len(setup.promotion.history(limit=10)) == 1
 
 
-def test_rollback_goes_back_and_forth_between_two_champions(setup: RegistrySetup) -> None:
-    setup.promotion.promote(1, who="ann", why="")
-    setup.promotion.promote(2, who="ann", why="")
+def test_rollback_again_and_again_walks_back_and_never_forward(setup: RegistrySetup) -> None:
+    for version in (1, 2, 3):
+        setup.promotion.promote(version, who="ann", why="")
 
-    back = setup.promotion.rollback(to=None, who="ann", why="worse")
-    forth = setup.promotion.rollback(to=None, who="ann", why="was right")
+    moves = [setup.promotion.rollback(to=None, who="ann", why="worse") for _ in range(2)]
 
-    assert (back.version, back.previous) == (1, 2)
-    assert (forth.version, forth.previous) == (2, 1)
+    assert [(move.version, move.previous, move.kind) for move in moves] == [
+        (2, 3, "rollback"),
+        (1, 2, "rollback"),
+    ]
+    assert setup.aliases() == {CHAMPION: 1, PREVIOUS: None}
+    with pytest.raises(UnknownVersion, match="no previous champion"):
+        setup.promotion.rollback(to=None, who="ann", why="")
+    assert setup.events.kinds()[-2:] == [EventKind.ROLLBACK] * 2
+
+
+def test_the_previous_alias_says_where_a_rollback_goes(setup: RegistrySetup) -> None:
+    for version in (1, 2, 3):
+        setup.promotion.promote(version, who="ann", why="")
+    setup.promotion.rollback(to=None, who="ann", why="")
+    named = setup.aliases()[PREVIOUS]
+
+    assert setup.promotion.rollback(to=None, who="ann", why="").version == named == 1
+
+
+def test_rollback_passes_over_versions_in_quarantine(setup: RegistrySetup) -> None:
+    for version in (1, 2, 3):
+        setup.promotion.promote(version, who="ann", why="")
+    setup.registry.tag(2, {QUARANTINED: "true"})
+
+    assert setup.promotion.rollback(to=None, who="ann", why="").version == 1
+
+
+def test_a_promotion_after_a_rollback_goes_back_to_where_it_came_from(
+    setup: RegistrySetup,
+) -> None:
+    for version in (1, 2):
+        setup.promotion.promote(version, who="ann", why="")
+    setup.promotion.rollback(to=None, who="ann", why="")
+    setup.promotion.promote(3, who="ann", why="")
+
+    assert setup.restarted().rollback(to=None, who="ann", why="").version == 1
+
+
+def test_a_version_of_another_encoder_is_refused_with_the_way_out(setup: RegistrySetup) -> None:
+    foreign = setup.registry.register(small_artifact(4.0, encoder_id="another"), {}, {})
+    promotion = setup.restarted(encoder_id="test-encoder")
+    promotion.promote(1, who="ann", why="")
+
+    for move in (promotion.promote, lambda v, **w: promotion.rollback(to=v, **w)):
+        with pytest.raises(EncoderMismatch, match="start the service with encoder_dir") as refused:
+            move(foreign, who="ann", why="")
+        assert refused.value.allowed == "a version of encoder test-encoder"
+    setup.foreign().set_registered_model_alias(MODEL_NAME, CHAMPION, str(foreign))
+    promotion.watch()
+
+    assert promotion.champion() == 1
+    assert setup.publisher.published == [1]
 
 
 def test_rollback_to_a_number_leaves_the_old_champion_as_previous(setup: RegistrySetup) -> None:
@@ -234,6 +283,7 @@ class _FailsOnce:
         self.files, self.pointed_at = registry.files, registry.pointed_at
         self.add_record, self.close_record = registry.add_record, registry.close_record
         self.records, self.unpoint = registry.records, registry.unpoint
+        self.quarantined = registry.quarantined
 
     def point(self, alias: str, version: int) -> None:
         """Fail once, then do it."""

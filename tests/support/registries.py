@@ -87,11 +87,16 @@ def open_registry(folder: Path, clock: Clock) -> Registry:
 
 
 def open_promotion(
-    registry: Registry, publisher: FakePublisher, clock: Clock, events: EventList | None = None
+    registry: Registry,
+    publisher: FakePublisher,
+    clock: Clock,
+    events: EventList | None = None,
+    encoder_id: str | None = None,
 ) -> Promotion:
     """Put promotion on a registry, as the actor does."""
+    events = EventList() if events is None else events
     return Promotion(
-        registry, publisher=publisher, clock=clock, events=EventList() if events is None else events
+        registry, publisher=publisher, clock=clock, events=events, encoder_id=encoder_id
     )
 
 
@@ -106,9 +111,9 @@ class RegistrySetup:
         for level in (1.0, 2.0, 3.0):
             self.registry.register(small_artifact(level), {}, {})
 
-    def restarted(self) -> Promotion:
+    def restarted(self, *, encoder_id: str | None = None) -> Promotion:
         """Start promotion again, as a new process would."""
-        return open_promotion(self.registry, self.publisher, self.clock, self.events)
+        return open_promotion(self.registry, self.publisher, self.clock, self.events, encoder_id)
 
     def foreign(self) -> MlflowClient:
         """Return MLflow's own client, as an operator has it."""
