@@ -19,6 +19,8 @@ from policies.encoder import describe_encoder
 
 NAMESPACE: Final = "barp"
 READY_TIMEOUT_S: Final = 120.0
+# Prometheus asks every 15 s or so.
+OBSERVE_EVERY_S: Final = 5.0
 STOP_TIMEOUT_S: Final = 20.0
 # First to last: who is asked stands before who asks.
 STOPPABLE: Final = frozenset({"aggregator"})
@@ -96,6 +98,8 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
                 "events_dir": str(place.events_dir),
                 "webhook_url": settings.event_webhook_url,
                 "webhook_secret": settings.event_webhook_secret,
+                "cost_ceiling_usd": settings.cost_ceiling_usd,
+                "observe_every_s": OBSERVE_EVERY_S,
             },
         ),
         "aggregator": (
@@ -143,6 +147,7 @@ def training_plan(settings: Settings) -> TrainingPlan:
         exploration_total=settings.exploration_total,
         seed=settings.seed,
         holdout_share=settings.holdout_share,
+        num_learners=settings.num_learners,
         max_tenant_share=settings.max_tenant_share,
         min_interactions=settings.retrain_min_interactions,
         max_age_s=settings.retrain_max_age_s,

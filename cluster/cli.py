@@ -40,6 +40,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(encoder, name="encoder")
 app.add_typer(cluster, name="cluster")
 app.command("status")(operate.status)
+app.command("explain")(operate.explain)
 app.command("events")(show_events)
 
 logger = logging.getLogger(__name__)

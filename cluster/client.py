@@ -30,12 +30,14 @@ class ServiceError(RouterError):
 class ServiceClient:
     """Calls one service; every refusal becomes a ServiceError with the service's own words."""
 
-    def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
+    def __init__(
+        self, url: str | None = None, *, api_key: str | None = None, timeout_s: float = TIMEOUT_S
+    ) -> None:
         """Take its base URL; None asks the state folder, see `reach`."""
         url, api_key = reach(url, api_key)
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self.url = url
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
 
     def __enter__(self) -> Self:
         return self

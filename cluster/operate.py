@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import getpass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 import typer
 from rich.table import Table
 
 from cluster.client import ServiceClient
 from cluster.console import console, print_json
+
+# A rebuild is a training, and may wait for one.
+REBUILD_TIMEOUT_S: Final = 600.0
 
 UrlOption = Annotated[
     str | None,
@@ -48,6 +52,48 @@ def list_versions(url: UrlOption = None, key: KeyOption = None, json: JsonOption
             str(version["created_at"]),
         )
     _show(table, answer, json=json)
+
+
+@versions.command("show")
+def show_version(
+    version: Annotated[int, typer.Argument(help="Version number.", min=1)],
+    url: UrlOption = None,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show one version: what it came from, how it was judged, whether it may serve."""
+    with ServiceClient(url, api_key=key) as client:
+        answer = client.get(f"/v1/versions/{version}")
+    table = Table("what", "value")
+    table.add_row("version", str(answer["version"]))
+    table.add_row("learner", answer["kind"])
+    table.add_row("created", answer["created_at"])
+    table.add_row("aliases", ", ".join(answer["aliases"]) or "none")
+    for name, value in sorted(answer["metrics"].items()):
+        table.add_row(name, f"{value:g}")
+    for name, value in sorted(answer["tags"].items()):
+        if name != "kind":
+            table.add_row(name, value)
+    _show(table, answer, json=json)
+
+
+@versions.command("rebuild")
+def rebuild_version(
+    version: Annotated[int, typer.Argument(help="Version number.", min=1)],
+    url: UrlOption = None,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a version again from its parent and rows; exit status 1 where weights differ."""
+    with ServiceClient(url, api_key=key, timeout_s=REBUILD_TIMEOUT_S) as client:
+        answer = client.post(f"/v1/versions/{version}/rebuild")
+    console.print(f"version {version} of {answer['kind']}: {answer['reason']}")
+    console.print(f"  rows {answer['rows_found']} of {answer['rows']}")
+    console.print(f"  weights {answer['weights_sha256']}, rebuilt {answer['rebuilt_sha256']}")
+    if json:
+        print_json(answer)
+    if not answer["identical"]:
+        raise typer.Exit(1)
 
 
 @versions.command("promote")
@@ -162,6 +208,63 @@ def remove_model(
     console.print(f"{name} is gone from price table {answer['price_version']}")
     if json:
         print_json(answer)
+
+
+def explain(
+    decision_id: Annotated[str, typer.Argument(help="As `POST /v1/route` gave it.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose decision it is; the default tenant's without it.")
+    ] = None,
+    url: UrlOption = None,
+    key: KeyOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say why a decision went to its model; exit status 1 where it cannot be derived again."""
+    query = "" if tenant is None else f"?tenant={quote(tenant)}"
+    with ServiceClient(url, api_key=key) as client:
+        answer = client.get(f"/v1/decisions/{quote(decision_id)}{query}")
+    why = answer["explanation"]
+    if "unavailable" in why:
+        console.print(f"{answer['arm']}, drawn with {answer['propensity']:.6f}")
+        console.print(f"it cannot be derived again: {why['unavailable']}")
+    else:
+        _show_why(answer, why)
+    if json:
+        print_json(answer)
+    if not why.get("agrees", False):
+        raise typer.Exit(1)
+
+
+def _show_why(answer: dict[str, Any], why: dict[str, Any]) -> None:
+    """Show what made a decision, and what came of it."""
+    trial = ""
+    if why["canary_version"] is not None:
+        trial = f", beside canary {why['canary_version']} at {why['canary_share']:g}"
+    console.print(
+        f"{answer['arm']} by version {why['drawn_by_version']} ({why['learner']}){trial}; "
+        f"quality {answer['w_quality']:g}, cost {answer['w_cost']:g}"
+    )
+    table = Table("", "model", "probability", "logged", "quality", "USD", "list USD")
+    for model in why["models"]:
+        table.add_row(
+            "→" if model["chosen"] else "",
+            model["model"],
+            f"{model['probability']:.6f}",
+            f"{model['logged']:.6f}",
+            *("" if v is None else f"{v:.4g}" for v in _expected(model)),
+        )
+    console.print(table)
+    if why["not_offered"]:
+        console.print(f"not offered: {', '.join(why['not_offered'])}")
+    console.print(f"derived again to {why['max_difference']:.1e}; floor {why['floor']:.6f}")
+    outcome = answer["interaction"]
+    if outcome is not None:
+        console.print(f"outcome: quality {outcome['quality']}, USD {outcome['cost_usd']}")
+
+
+def _expected(model: dict[str, Any]) -> tuple[float | None, float | None, float]:
+    """Pick what is expected of a model."""
+    return model["expected_quality"], model["expected_cost_usd"], model["list_cost_usd"]
 
 
 def status(url: UrlOption = None, key: KeyOption = None, json: JsonOption = False) -> None:

@@ -17,9 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
+from pipelines.earnings import Earned
 from pipelines.events import EventOutbox, EventSink
 from pipelines.group_commit import GroupCommit
 from pipelines.ledger import MAX_CLOSED, Ledger
@@ -137,9 +140,17 @@ class Aggregator:
         """Return all that is known of a decision as plain JSON values; see `Ledger.decision`."""
         return await self._read(partial(self._ledger.decision, decision_id))
 
+    async def context(self, decision_id: str) -> NDArray[np.float32] | None:
+        """Return a decision's context; see `Ledger.context`."""
+        return await self._read(partial(self._ledger.context, decision_id))
+
     async def interactions(self, after_seq: int, limit: int) -> pa.Table:
         """Read matured interactions in sequence order, schema INTERACTION_SCHEMA."""
         return await self._read(partial(self._ledger.interactions, after_seq, limit))
+
+    async def earned(self, after_seq: int, up_to_seq: int, ceiling_usd: float) -> list[Earned]:
+        """Sum what interactions brought by version; see `Ledger.earned`."""
+        return await self._read(partial(self._ledger.earned, after_seq, up_to_seq, ceiling_usd))
 
     async def counts(self) -> LedgerCounts:
         """Count what the ledger has seen."""
@@ -297,9 +308,17 @@ class AggregatorActor:
         """See `Aggregator.decision`."""
         return await self._aggregator.decision(decision_id)
 
+    async def context(self, decision_id: str) -> NDArray[np.float32] | None:
+        """See `Aggregator.context`."""
+        return await self._aggregator.context(decision_id)
+
     async def interactions(self, after_seq: int, limit: int) -> pa.Table:
         """See `Aggregator.interactions`."""
         return await self._aggregator.interactions(after_seq, limit)
+
+    async def earned(self, after_seq: int, up_to_seq: int, ceiling_usd: float) -> list[Earned]:
+        """See `Aggregator.earned`."""
+        return await self._aggregator.earned(after_seq, up_to_seq, ceiling_usd)
 
     async def counts(self) -> LedgerCounts:
         """See `Aggregator.counts`."""

@@ -13,14 +13,23 @@ from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from pipelines import ledger_sql as sql
+from pipelines.earnings import Earned, select_earned
 from pipelines.joining import MICROSECONDS, Group, Report
 from pipelines.ledger_prices import insert_prices, select_price_history, select_prices
-from pipelines.ledger_rows import decision_json, decision_rows, interaction_table, report_rows
+from pipelines.ledger_rows import (
+    VECTORS,
+    decision_json,
+    decision_rows,
+    interaction_table,
+    report_rows,
+)
 from pipelines.schema import create_missing, is_durable, open_engine
 from pipelines.tenants import Rulebook
 from policies.arms import PriceTable
@@ -200,6 +209,22 @@ class Ledger:
         with self._reading() as connection:
             found = sql.select_decision(connection, decision_id)
         return None if found is None else decision_json(*found)
+
+    def context(self, decision_id: str) -> NDArray[np.float32] | None:
+        """Return a decision's context, shape (context_dim,); None where it is not kept."""
+        with self._reading() as connection:
+            stored = sql.select_context(connection, decision_id)
+        return None if stored is None else np.frombuffer(stored, dtype=VECTORS["context"])
+
+    def earned(self, after_seq: int, up_to_seq: int, cost_ceiling_usd: float) -> list[Earned]:
+        """Sum what interactions brought by version; see `select_earned`."""
+        with self._reading() as connection:
+            return select_earned(
+                connection,
+                after_seq=after_seq,
+                up_to_seq=up_to_seq,
+                cost_ceiling_usd=cost_ceiling_usd,
+            )
 
     def counts(self) -> LedgerCounts:
         """Count what the ledger has seen, all shards together."""

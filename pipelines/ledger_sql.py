@@ -200,6 +200,12 @@ def select_interactions(
     return list(cursor.fetchall())
 
 
+def select_context(connection: Connection, decision_id: str) -> bytes | None:
+    """Read a decision's context; None where there is none."""
+    query = select(decisions.c.context).where(decisions.c.decision_id == decision_id)
+    return connection.scalar(query)
+
+
 def select_decision(
     connection: Connection, decision_id: str
 ) -> tuple[Row[Any], list[Row[Any]], Row[Any] | None] | None:

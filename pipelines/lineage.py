@@ -24,6 +24,7 @@ def lineage(
     last_seq: int,
     holdout_share: float,
     max_tenant_share: float,
+    num_learners: int,
     seed: int,
     trained_at: float,
     duration_s: float,
@@ -38,6 +39,7 @@ def lineage(
         last_seq: The last sequence number read.
         holdout_share: Share of prompts that was held out.
         max_tenant_share: Share of the rows that one tenant could give.
+        num_learners: Remote learners that shared the steps, 0 for none.
         seed: What the learner's draws came from.
         trained_at: When, seconds since the epoch, UTC.
         duration_s: How long the update took, seconds.
@@ -51,6 +53,7 @@ def lineage(
         "rows_sha256": hashlib.sha256(canonical_rows(rows)).hexdigest(),
         "holdout_share": holdout_share,
         "max_tenant_share": max_tenant_share,
+        "num_learners": num_learners,
         "seed": seed,
         "trained_at": datetime.fromtimestamp(trained_at, tz=UTC).isoformat(timespec="milliseconds"),
         "duration_s": round(duration_s, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,13 @@ from pydantic import SecretStr
 
 from pipelines.event_log import EventLog
 from pipelines.metrics import MetricsHub, Sample
+from pipelines.observation import Observer
+from pipelines.remote import call
 from pipelines.webhook import Webhook
 from policies.errors import Unavailable
 from policies.events import Event, EventKind
+
+logger = logging.getLogger(__name__)
 
 MAX_EVENTS_READ: Final = 1_000
 
@@ -32,12 +37,24 @@ class MetricsActor:
         *,
         webhook_url: SecretStr | None = None,
         webhook_secret: SecretStr | None = None,
+        cost_ceiling_usd: float = 0.01,
+        observe_every_s: float | None = None,
     ) -> None:
-        """Read back the events there are, and begin to send new ones to the webhook."""
+        """Read back the events there are, and begin to send new ones to the webhook.
+
+        Args:
+            events_dir: Folder of the event log.
+            webhook_url: Where events are sent, None for nowhere.
+            webhook_secret: Signs them.
+            cost_ceiling_usd: USD at and above which a call counts as fully expensive.
+            observe_every_s: How often the other actors are asked what they know, seconds; None
+                never does.
+        """
         self._hub = MetricsHub(clock=time.monotonic)
         folder = Path(events_dir)
         self._log = EventLog(folder)
         self._taken = dict.fromkeys(EventKind, 0)
+        self._verdicts = {True: 0, False: 0}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="event-log")
         self._webhook: Webhook | None = None
         if webhook_url is not None:
@@ -51,6 +68,9 @@ class MetricsActor:
             )
             # Kept: the loop itself holds tasks only weakly.
             self._sending = asyncio.get_running_loop().create_task(self._webhook.run())
+        self._observer = Observer(call, clock=time.time, cost_ceiling_usd=cost_ceiling_usd)
+        if observe_every_s is not None:
+            self._observing = asyncio.get_running_loop().create_task(self._observe(observe_every_s))
 
     async def ready(self) -> None:
         """Return once this actor answers."""
@@ -61,7 +81,7 @@ class MetricsActor:
 
     async def text(self) -> str:
         """See `MetricsHub.text`."""
-        return self._hub.text(self._own_samples())
+        return self._hub.text([*self._own_samples(), *self._observer.samples])
 
     async def take_event(self, event: Event) -> None:
         """Write an event down, once; raises Unavailable where the disk refuses it."""
@@ -74,6 +94,8 @@ class MetricsActor:
             ) from error
         if new:
             self._taken[event.kind] += 1
+            if event.kind is EventKind.VERDICT:
+                self._verdicts[bool(event.details.get("promote"))] += 1
         if self._webhook is not None:
             self._webhook.news()
 
@@ -88,11 +110,26 @@ class MetricsActor:
         found = self._log.read(after_seq, limit=min(limit, MAX_EVENTS_READ), kinds=kinds)
         return {"events": found, "last_seq": self._log.last_seq}
 
+    async def _observe(self, every_s: float) -> None:
+        """Ask the other actors for as long as this one lives, in a thread: calls block."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="observer") as thread:
+            while True:
+                try:
+                    await loop.run_in_executor(thread, self._observer.observe)
+                except Exception:
+                    logger.exception("observation")
+                await asyncio.sleep(every_s)
+
     def _own_samples(self) -> list[Sample]:
         """Count events by kind, and what became of deliveries."""
         samples: list[Sample] = [
             ("barp_events_total", {"kind": kind.value}, float(count), "counter")
             for kind, count in self._taken.items()
+        ]
+        samples += [
+            ("barp_verdicts_total", {"promote": str(promote).lower()}, float(count), "counter")
+            for promote, count in self._verdicts.items()
         ]
         if self._webhook is not None:
             results = {

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipelines.events import EventSink
 from pipelines.gate import Verdict, judge
 from pipelines.lineage import lineage
+from pipelines.rebuild import Rebuilt, rebuild
 from pipelines.rows import (
     HeldOut,
     InteractionSource,
@@ -153,6 +154,10 @@ class Trainer:
         self._note(results, newest)
         return results
 
+    def rebuild(self, version: int, learners: Sequence[Learner]) -> Rebuilt:
+        """Make a version again from its lineage; see `pipelines.rebuild.rebuild`."""
+        return rebuild(version, store=self._registry, source=self._source, learners=learners)
+
     def _train_learner(
         self, learner: Learner, parent: VersionInfo, up_to_seq: int, champion: int | None
     ) -> list[TrainingResult]:
@@ -173,6 +178,7 @@ class Trainer:
             last_seq=last_seq(read),
             holdout_share=self._plan.holdout_share,
             max_tenant_share=self._plan.max_tenant_share,
+            num_learners=self._plan.num_learners,
             seed=self._plan.seed,
             trained_at=began,
             duration_s=duration_s,

@@ -16,7 +16,7 @@ from pipelines.lineage import code_version
 from pipelines.remote import RemoteInteractions, RemoteRegistry
 from pipelines.trainer import Trainer
 from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
-from policies.learners import BarpDrLearner, BarpLearner, Learner, PosteriorLearner
+from policies.learners import LEARNERS, BarpDrLearner, BarpLearner, Learner, PosteriorLearner
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class TrainerActor:
         self._trainer: Trainer | None = None
         self._events = EventOutbox()
         self._failures, self._last_failure = 0, ""
+        self._made_local: tuple[Learner, ...] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._looking = asyncio.get_running_loop().create_task(self._look(poll_s))
 
@@ -76,6 +77,12 @@ class TrainerActor:
     async def train_now(self) -> list[TrainingResult]:
         """Train on whatever is new, due or not; see `Trainer.train`."""
         return await self._in_thread(Trainer.train)
+
+    async def rebuild(self, version: int) -> dict[str, Any]:
+        """See `pipelines.rebuild.rebuild`, as plain JSON values; no remote learners, one thread."""
+        return asdict(
+            await self._in_thread(lambda trainer: trainer.rebuild(version, self._local()))
+        )
 
     async def status(self) -> dict[str, Any]:
         """See `TrainerStatus`, as plain JSON values; answers during a training too."""
@@ -101,6 +108,12 @@ class TrainerActor:
         """Run a step on the trainer in its thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: step(self._made()))
+
+    def _local(self) -> tuple[Learner, ...]:
+        """Return every learner there is, in this process."""
+        if self._made_local is None:
+            self._made_local = _learners(tuple(LEARNERS), 0, 0.0)
+        return self._made_local
 
     def _made(self) -> Trainer:
         """Return the trainer, made and bootstrapped by the first call; raises Unavailable."""

@@ -24,6 +24,7 @@ class TrainingPlan:
         exploration_total: Probability shared evenly over the arms offered.
         seed: Of initial policies and stored draws.
         holdout_share: Share of prompts that is judged on, never trained on.
+        num_learners: Remote learners, for the lineage; 0 trains inside the trainer.
         max_tenant_share: Share of one training's rows that one tenant may give; 1 for no bound.
         min_interactions: New interactions that start a training.
         max_age_s: Train on fewer, but at least one, when so much time has passed, seconds.
@@ -40,6 +41,7 @@ class TrainingPlan:
     min_interactions: int
     max_age_s: float
     max_tenant_share: float = 1.0
+    num_learners: int = 0
     tolerance: float = 0.0
     rollback_hold_s: float = 0.0
     encoder_dir: str | None = None

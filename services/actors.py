@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
+import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from policies.arms import Arm, PriceTable
+from policies.artifact import PolicyArtifact
 from policies.errors import RouterError, Unavailable
 from policies.events import Event, EventKind
 from policies.interaction import JoinStatus, LedgerCounts, Outcome
@@ -24,6 +27,8 @@ NAMESPACE: Final = "barp"
 CALL_TIMEOUT_S: Final = 30.0
 # A long poll may last 30 s by itself.
 POLL_TIMEOUT_S: Final = 45.0
+# A rebuild is a training, and may wait for one.
+TRAINING_TIMEOUT_S: Final = 600.0
 
 Sample = tuple[str, dict[str, str], float, str]
 
@@ -41,6 +46,12 @@ class AggregatorPort(Protocol):
 
     async def decision(self, decision_id: str) -> dict[str, Any] | None:
         """Return a decision's columns and what came back; None where it is not recorded."""
+
+    async def context(self, decision_id: str) -> NDArray[np.float32] | None:
+        """Return a decision's context, shape (context_dim,); None where it is not kept."""
+
+    async def price_history(self, versions: Sequence[int]) -> dict[int, PriceTable]:
+        """Return price tables by version; one that never was is left out."""
 
     async def counts(self) -> LedgerCounts:
         """Return the ledger's counts."""
@@ -63,6 +74,9 @@ class RegistryPort(Protocol):
 
     async def versions(self) -> list[VersionInfo]:
         """List all versions, newest first."""
+
+    async def artifact(self, version: int) -> PolicyArtifact:
+        """Read a version's policy; raises UnknownVersion or ArtifactError."""
 
     async def history(self) -> list[AliasMove]:
         """List all alias moves."""
@@ -91,6 +105,9 @@ class TrainerPort(Protocol):
 
     async def status(self) -> Any:
         """Return what it trained last and what it waits for."""
+
+    async def rebuild(self, version: int) -> dict[str, Any]:
+        """Make a version again from its lineage; say whether the weights are the same."""
 
 
 class MetricsPort(Protocol):
@@ -186,6 +203,6 @@ def named_ports() -> Ports:
         aggregator=cast(AggregatorPort, NamedActor("aggregator")),
         registry=cast(RegistryPort, NamedActor("registry")),
         publisher=cast(PublisherPort, NamedActor("publisher", timeout_s=POLL_TIMEOUT_S)),
-        trainer=cast(TrainerPort, NamedActor("trainer")),
+        trainer=cast(TrainerPort, NamedActor("trainer", timeout_s=TRAINING_TIMEOUT_S)),
         metrics=cast(MetricsPort, NamedActor("metrics")),
     )

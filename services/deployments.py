@@ -210,7 +210,12 @@ def _api(
     router = Router(encoder, champion, ids, recorder, args, clock=time.time, rng=rng)
     feedback = Feedback(ports.aggregator, ids, max_items=args.max_feedback, metrics=metrics)
     operations = Operations(
-        ports, champion, ids, replica_id=replica_id, encoder_id=encoder.encoder_id
+        ports,
+        champion,
+        ids,
+        replica_id=replica_id,
+        encoder_id=encoder.encoder_id,
+        load=load_policy,
     )
     return Api(router, feedback, operations, args, door=door, metrics=metrics)
 

@@ -8,6 +8,8 @@ from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
+import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from policies.errors import Unavailable
@@ -60,6 +62,19 @@ class ReplicaMetrics:
         self.recorded = Counter(
             "barp_decisions_recorded", "Decisions handed to the ledger", registry=registry
         )
+        self._entropy = Counter(
+            "barp_decision_entropy_nats", "Entropy of the pmfs drawn from", registry=registry
+        )
+        self._entropy_max = Counter(
+            "barp_decision_entropy_max_nats",
+            "Entropy that even pmfs over the models offered would have had",
+            registry=registry,
+        )
+        self._floor = Counter(
+            "barp_propensity_floor",
+            "Decisions for a model of the least probability offered, of two or more",
+            registry=registry,
+        )
         self.dropped = Counter(
             "barp_decisions_dropped",
             "Decisions not recorded: buffer full, or refused by the ledger",
@@ -90,6 +105,24 @@ class ReplicaMetrics:
         counted = Tally((decision.arm, decision.policy_version) for decision in decisions)
         for (arm, version), number in counted.items():
             self._decisions.labels(arm, str(version)).inc(number)
+
+    def stored(self, rows: pa.RecordBatch) -> None:
+        """Count decisions the ledger has: how spread out they were, and how many hit the floor.
+
+        Args:
+            rows: Schema DECISION_SCHEMA.
+        """
+        self.recorded.inc(len(rows))
+        offsets = np.asarray(rows["pmf"].offsets)
+        pmf = np.asarray(rows["pmf"].values)[offsets[0] : offsets[-1]]
+        if len(pmf) == 0:
+            return
+        starts, sizes = offsets[:-1] - offsets[0], np.diff(offsets)
+        self._entropy.inc(max(0.0, -float(np.sum(pmf * np.log(np.maximum(pmf, 1e-300))))))
+        self._entropy_max.inc(float(np.log(sizes).sum()))
+        least = np.minimum.reduceat(pmf, starts)
+        drawn = np.asarray(rows["propensity"])
+        self._floor.inc(int(((drawn <= least) & (sizes > 1) & (drawn < 1.0 / sizes)).sum()))
 
     def reported(self, status: JoinStatus) -> None:
         """Count one outcome by what became of it."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 from fastapi import Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
+from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable, UnknownDecision, UnknownVersion
 from policies.events import EventKind
+from policies.policy import Policy
 from policies.versions import CHALLENGER, CHAMPION, PREVIOUS
 from services.actors import Ports
 from services.decision_ids import DecisionIds
 from services.door import caller_of
+from services.explain import Explainer
 from services.router import HoldsChampion
 from services.wire import ModelsOut, MoveIn, PricesIn, RollbackIn
 
@@ -37,7 +40,9 @@ class Operations:
         *,
         replica_id: str,
         encoder_id: str,
+        load: Callable[[PolicyArtifact], Policy],
     ) -> None:
+        self._explainer = Explainer(ports.aggregator, ports.registry, load=load)
         self._ports, self._champion, self._ids = ports, champion, decision_ids
         self._replica_id, self._encoder_id = replica_id, encoder_id
 
@@ -73,6 +78,10 @@ class Operations:
                 return asdict(version)
         raise UnknownVersion(f"version {number} is not registered", field="number", value=number)
 
+    async def rebuild(self, number: Number) -> dict[str, Any]:
+        """Make a version again from its parent and rows; say whether the weights are the same."""
+        return await self._ports.trainer.rebuild(number)
+
     async def history(self) -> dict[str, Any]:
         """List every move of an alias: when, who, why."""
         return {"history": [plain(move) for move in await self._ports.registry.history()]}
@@ -95,7 +104,7 @@ class Operations:
         header_tenant: Tenant = None,
         tenant: str | None = None,
     ) -> dict[str, Any]:
-        """Show a decision as it was recorded, and what came back for it."""
+        """Show a decision as recorded, why it went so, and what came back for it."""
         tenant = caller_of(request.scope).acts_for(tenant or header_tenant)
         self._ids.verify(decision_id, tenant)
         record = await self._ports.aggregator.decision(decision_id)
@@ -105,7 +114,7 @@ class Operations:
                 field="decision_id",
                 value=decision_id,
             )
-        return record
+        return {**record, "explanation": await self._explainer.explanation(record)}
 
     async def events(
         self, after: After = 0, limit: Limit = 100, kind: Kinds = None

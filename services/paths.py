@@ -117,6 +117,7 @@ def _version_routes(operations: Operations) -> APIRouter:
     routes.add_api_route("/history", operations.history, methods=["GET"])
     routes.add_api_route("/rollback", operations.rollback, methods=["POST"])
     routes.add_api_route("/{number}", operations.version, methods=["GET"])
+    routes.add_api_route("/{number}/rebuild", operations.rebuild, methods=["POST"])
     routes.add_api_route("/{number}/promote", operations.promote, methods=["POST"])
     return routes
 

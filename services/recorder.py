@@ -115,7 +115,7 @@ class Recorder:
         while True:
             try:
                 await self._aggregator.record(rows)
-                self._metrics.recorded.inc(len(batch))
+                self._metrics.stored(rows)
                 return
             except InvalidRequest as error:
                 await self._store_each(batch, error)

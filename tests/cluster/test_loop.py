@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -237,6 +238,54 @@ def test_every_listening_socket_is_loopback_or_refuses_without_a_key(
             with pytest.raises(grpc.RpcError) as refused:
                 call(b"", timeout=10)
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_decisions_and_versions_account_for_themselves(service: ServiceProcess) -> None:
+    """On the command line, as an operator asks: why, from what, and what happened."""
+    with Load(service.url, clients=2) as load:
+        service.wait_for(lambda: len(load.answers) >= 40)
+    asked = [decision for _, _, decision in load.answers[:3]]
+    paths = [f"/v1/decisions/{one['decision_id']}" for one in asked]
+    service.wait_for(lambda: all(service.http.get(path).is_success for path in paths))
+
+    for one in asked:
+        why = barp(service, "explain", one["decision_id"])["explanation"]
+        assert why["agrees"]
+        assert why["propensity"] == pytest.approx(one["propensity"], abs=1e-6)
+    newest = service.get("/v1/versions")["versions"][0]["version"]
+    assert barp(service, "versions", "rebuild", str(newest))["identical"]
+    shown = barp(service, "versions", "show", str(newest))
+    assert {"rows_sha256", "parent_version", "code_version", "seed", "encoder_id"} <= set(
+        shown["tags"]
+    )
+    kinds = {event["kind"] for event in barp(service, "events", "--limit", "1000")["events"]}
+    assert {"promotion", "training", "verdict", "price_change"} <= kinds
+
+
+def barp(service: ServiceProcess, *words: str) -> dict[str, Any]:
+    """Run a command against the service; return the object it prints last."""
+    command = [str(Path(sys.executable).with_name("barp")), *words, "--url", service.url, "--json"]
+    done = subprocess.run(command, check=True, timeout=120, capture_output=True, text=True)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def test_dashboard_and_alerts_name_only_metrics_that_are_exported(service: ServiceProcess) -> None:
+    folder = Path(__file__).parents[2] / "cluster" / "monitoring"
+    texts = [path.read_text() for path in folder.iterdir()]
+    named = {name for text in texts for name in re.findall(r"\bbarp_[a-z_]+", text)}
+    assert len(named) > 30
+    # A version that has learned nothing has no age.
+    newest = service.get("/v1/versions")["versions"][0]["version"]
+    service.http.post(f"/v1/versions/{newest}/promote").raise_for_status()
+
+    def missing() -> set[str]:
+        page = service.http.get("/metrics").text
+        exported = set(re.findall(r"^(barp_[a-z_]+)", page, flags=re.MULTILINE))
+        return named - exported
+
+    # Version sums come with the first interactions that mature.
+    service.wait_for(lambda: not missing(), timeout_s=30)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,8 @@ import pytest
 from clock import Clock
 from event_lists import EventList
 from interactions import Interactions
-from registries import FakePublisher, open_promotion, open_registry
+from registries import FakePublisher, RegistryAndPromotion, open_promotion, open_registry
 
-from pipelines.promotion import Promotion
-from pipelines.registry import Registry
 from pipelines.rows import split_rows
 from pipelines.trainer import Trainer
 from pipelines.training import TrainingPlan
@@ -26,7 +24,7 @@ from policies.events import EventKind
 from policies.interaction import canonical_rows
 from policies.learning import Learner, LearnerSpec
 from policies.posterior_learner import PosteriorLearner
-from policies.versions import CHALLENGER, CHAMPION, AliasMove, VersionInfo
+from policies.versions import CHALLENGER, CHAMPION
 
 PLAN = TrainingPlan(
     encoder_id="e",
@@ -38,33 +36,6 @@ PLAN = TrainingPlan(
     min_interactions=50,
     max_age_s=600.0,
 )
-
-
-class RegistryAndPromotion:
-    """What the registry actor offers, on a real registry and without the actor."""
-
-    def __init__(self, registry: Registry, promotion: Promotion) -> None:
-        self._registry, self._promotion = registry, promotion
-        self.register, self.artifact = registry.register, registry.artifact
-        self.promote, self.champion = promotion.promote, promotion.champion
-        self.rollback = promotion.rollback
-
-    def challenge(self, version: int) -> None:
-        """Point the alias."""
-        self._registry.point(CHALLENGER, version)
-
-    def versions(self) -> list[VersionInfo]:
-        """List all."""
-        return self._registry.versions()
-
-    def last_move(self) -> AliasMove | None:
-        """Return the newest."""
-        moves = self.history()
-        return moves[0] if moves else None
-
-    def history(self) -> list[AliasMove]:
-        """List all moves."""
-        return self._promotion.history(limit=100)
 
 
 class BrokenLearner:

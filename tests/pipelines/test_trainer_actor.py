@@ -130,6 +130,9 @@ def test_outcomes_become_a_version_that_knows_better_and_serves(loop: Loop) -> N
     preference = Preference(quality=0.9, cost=0.1)
     pmf = policy.pmf(np.zeros(8, dtype=np.float32), preference, prices.arms)
     assert pmf[prices.names.index("good")] > 0.5
+    for info in loop.ask("registry", "versions"):
+        rebuilt = loop.ask("trainer", "rebuild", info.version)
+        assert rebuilt["identical"], rebuilt
 
 
 def feed(loop: Loop, number: int, *, price_version: int) -> None:

@@ -16,7 +16,7 @@ from pipelines.registry import MODEL_NAME, Registry
 from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable
 from policies.publication import Canary
-from policies.versions import CHAMPION, PREVIOUS, Rollout
+from policies.versions import CHALLENGER, CHAMPION, PREVIOUS, AliasMove, Rollout, VersionInfo
 
 
 @dataclass
@@ -98,6 +98,33 @@ def open_promotion(
     return Promotion(
         registry, publisher=publisher, clock=clock, events=events, encoder_id=encoder_id
     )
+
+
+class RegistryAndPromotion:
+    """What the registry actor offers, on a real registry and without the actor."""
+
+    def __init__(self, registry: Registry, promotion: Promotion) -> None:
+        self._registry, self._promotion = registry, promotion
+        self.register, self.artifact = registry.register, registry.artifact
+        self.promote, self.champion = promotion.promote, promotion.champion
+        self.rollback = promotion.rollback
+
+    def challenge(self, version: int) -> None:
+        """Point the alias."""
+        self._registry.point(CHALLENGER, version)
+
+    def versions(self) -> list[VersionInfo]:
+        """List all."""
+        return self._registry.versions()
+
+    def last_move(self) -> AliasMove | None:
+        """Return the newest."""
+        moves = self.history()
+        return moves[0] if moves else None
+
+    def history(self) -> list[AliasMove]:
+        """List all moves."""
+        return self._promotion.history(limit=100)
 
 
 class RegistrySetup:

@@ -115,7 +115,9 @@ class FakeAggregator:
         self.submitted: list[tuple[str, Outcome]] = []
         self.answers: dict[str, JoinStatus] = {}
         self.records: dict[str, dict[str, Any]] = {}
+        self.contexts: dict[str, NDArray[np.float32]] = {}
         self.table = PRICES
+        self.tables = {PRICES.version: PRICES}
 
     def _here(self) -> None:
         if self.away:
@@ -139,6 +141,16 @@ class FakeAggregator:
         """Return what `records` holds."""
         self._here()
         return self.records.get(decision_id)
+
+    async def context(self, decision_id: str) -> NDArray[np.float32] | None:
+        """Return what `contexts` holds."""
+        self._here()
+        return self.contexts.get(decision_id)
+
+    async def price_history(self, versions: Sequence[int]) -> dict[int, PriceTable]:
+        """Return what there has been."""
+        self._here()
+        return {version: self.tables[version] for version in versions if version in self.tables}
 
     async def counts(self) -> LedgerCounts:
         """Count what came."""
@@ -197,6 +209,12 @@ class FakeRegistry:
             for number in (3, 2, 1)
         ]
 
+    async def artifact(self, version: int) -> PolicyArtifact:
+        """Return the smallest artifact there is."""
+        if version not in (1, 2, 3):
+            raise UnknownVersion(f"version {version} is not registered", field="version")
+        return an_artifact()
+
     async def history(self) -> list[AliasMove]:
         """List the moves, newest first."""
         return self.moves[::-1]
@@ -248,6 +266,10 @@ class FakeTrainer:
     async def status(self) -> dict[str, Any]:
         """Say so."""
         return {"trainings": 0}
+
+    async def rebuild(self, version: int) -> dict[str, Any]:
+        """Say that it is the same."""
+        return {"version": version, "identical": True}
 
 
 class FakeMetrics:
@@ -301,6 +323,11 @@ class HeldChampion:
         if self.value is None:
             raise Unavailable("no policy has been published yet", field="champion")
         return self.value
+
+
+def price_policy(artifact: PolicyArtifact) -> PricePolicy:
+    """Make a policy as `policies.learners.load_policy` does."""
+    return PricePolicy(encoder_id=artifact.encoder_id, context_dim=artifact.context_dim)
 
 
 def a_champion(
@@ -410,7 +437,12 @@ class Replica:
             metrics=self.metrics_actor,
         )
         operations = Operations(
-            ports, self.champion, self.ids, replica_id="replica-1", encoder_id=ENCODER_ID
+            ports,
+            self.champion,
+            self.ids,
+            replica_id="replica-1",
+            encoder_id=ENCODER_ID,
+            load=price_policy,
         )
         return Api(
             self.router, feedback, operations, self.args, door=self.door, metrics=self.metrics
