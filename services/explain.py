@@ -40,20 +40,21 @@ class Explainer:
         self._aggregator, self._registry, self._load = aggregator, registry, load
         self._policies: OrderedDict[int, Policy] = OrderedDict()
 
-    async def explanation(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    async def explanation(self, decision_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Explain a decision as the ledger tells of it; where that cannot be, say why.
 
         Args:
+            decision_id: Which one.
             record: As `AggregatorPort.decision` returns it.
         """
         try:
-            return await self._explained(record)
+            return await self._explained(decision_id, record)
         except RouterError as error:
             return {"unavailable": str(error)}
 
-    async def _explained(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    async def _explained(self, decision_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Fetch, load, derive; raises RouterError for what is away or gone."""
-        context = await self._aggregator.context(record["decision_id"])
+        context = await self._aggregator.context(decision_id)
         if context is None:
             raise ArtifactError("its context is not kept any more", field="decision_id")
         version, drew = record.get("champion_version"), int(record["policy_version"])

@@ -114,7 +114,8 @@ class Operations:
                 field="decision_id",
                 value=decision_id,
             )
-        return {**record, "explanation": await self._explainer.explanation(record)}
+        explanation = await self._explainer.explanation(decision_id, record)
+        return {**record, "explanation": explanation}
 
     async def events(
         self, after: After = 0, limit: Limit = 100, kind: Kinds = None

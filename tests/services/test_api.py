@@ -287,6 +287,7 @@ def test_every_path_is_described_and_the_page_needs_no_network(replica: Replica)
         "/v1/versions",
         "/v1/versions/{number}",
         "/v1/versions/{number}/promote",
+        "/v1/versions/{number}/rebuild",
         "/v1/versions/rollback",
         "/v1/versions/history",
         "/v1/decisions/{decision_id}",

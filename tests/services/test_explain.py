@@ -89,7 +89,7 @@ class World:
         """Explain one as the HTTP API does."""
         record = self.ledger.decision(decision.decision_id)
         assert record is not None
-        return asyncio.run(self.explainer.explanation(record))
+        return asyncio.run(self.explainer.explanation(decision.decision_id, record))
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +170,10 @@ def test_a_thousand_decisions_are_derived_again(world: World) -> None:
     explainer = world.explainer
 
     async def all_of_them() -> list[dict[str, Any]]:
-        records = [world.ledger.decision(one.decision_id) for one in world.decisions]
-        return [await explainer.explanation(record) for record in records if record is not None]
+        named = [
+            (one.decision_id, world.ledger.decision(one.decision_id)) for one in world.decisions
+        ]
+        return [await explainer.explanation(name, record) for name, record in named if record]
 
     explained = asyncio.run(all_of_them())
 
@@ -217,7 +219,7 @@ def test_a_log_that_was_altered_does_not_agree(world: World) -> None:
     assert record is not None
     altered = record | {"pmf": [record["pmf"][0] + 0.01, *record["pmf"][1:]]}
 
-    why = asyncio.run(world.explainer.explanation(altered))
+    why = asyncio.run(world.explainer.explanation(decision.decision_id, altered))
 
     assert not why["agrees"]
     assert why["max_difference"] == pytest.approx(0.01)
