@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -286,6 +288,44 @@ def test_dashboard_and_alerts_name_only_metrics_that_are_exported(service: Servi
 
     # Version sums come with the first interactions that mature.
     service.wait_for(lambda: not missing(), timeout_s=30)
+
+
+def test_what_is_not_spoken_here_is_refused_in_our_own_form(service: ServiceProcess) -> None:
+    upgrade = {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "sec-websocket-version": "13",
+    }
+    for answer, status, code in (
+        (service.http.get("/v1/route", headers=upgrade), 400, "no_websocket"),
+        (service.http.get("/-/routes"), 404, "not_found"),
+        (service.http.get("/v1/route"), 405, "method_not_allowed"),
+    ):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    head, full = service.http.head("/readyz"), service.http.get("/readyz")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == full.headers["content-type"]
+
+
+def test_haproxy_that_dies_is_started_again(service: ServiceProcess) -> None:
+    def haproxy() -> set[int]:
+        tree = psutil.Process(service.process.pid).children(recursive=True)
+        return {process.pid for process in tree if process.name() == "haproxy"}
+
+    def answers() -> bool:
+        try:
+            return service.http.get("/healthz").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    before = haproxy()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while not (haproxy() - before and answers()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
