@@ -44,6 +44,9 @@ class AggregatorPort(Protocol):
     async def submit(self, tenant: str, outcomes: Sequence[Outcome]) -> list[JoinStatus]:
         """Store outcomes durably; one status each, in order."""
 
+    async def submit_batch(self, reports: pa.RecordBatch) -> bytes:
+        """Store outcomes, schema REPORT_SCHEMA, durably; one byte each, `unpack_statuses`."""
+
     async def decision(self, decision_id: str) -> dict[str, Any] | None:
         """Return a decision's columns and what came back; None where it is not recorded."""
 

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from policies.errors import InvalidRequest, RouterError
+from services.bulk import ARROW_STREAM
 from services.decider import RouteRequest
 from services.door import CALLER, Caller, Door, caller_of
 from services.feedback import Feedback
@@ -40,6 +41,7 @@ from services.wire import RouteBatchIn, RouteIn, route_out
 
 # From the first part of a body to the last, seconds.
 BODY_TIMEOUT_S: Final = 30.0
+NDJSON: Final = "application/x-ndjson"
 CLIENT_GONE: Final = 499  # nobody reads it; the log's word for a caller who hung up
 _ROUTE_LIST: Final = TypeAdapter(list[RouteIn])
 
@@ -121,14 +123,14 @@ class Api:
         return Reply(to_json({"results": [route_out(one) for one in routed]}))
 
     async def feedback(self, body: bytes, scope: Scope) -> Reply:
-        """Report what came back for one decision, or for each of a list."""
-        try:
-            reported = from_json(body)
-        except ValueError as error:
-            raise MalformedJson(
-                f"the body is not JSON: {error}", field="body", allowed="JSON (RFC 8259), UTF-8"
-            ) from error
+        """Report what came back for one decision, or for each of a list, a text or a stream."""
         caller = caller_of(scope)
+        kind = (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
+        if kind == ARROW_STREAM:
+            as_arrow = ARROW_STREAM in (header(scope, b"accept") or "")
+            answer = await self._feedback.arrow(body, caller=caller, as_arrow=as_arrow)
+            return Reply(answer, content_type=ARROW_STREAM.encode() if as_arrow else JSON)
+        reported = _lines(body) if kind == NDJSON else _parsed(body)
         if isinstance(reported, list):
             caller.spend(len(reported) - 1)
             results = await self._feedback.many(reported, caller=caller)
@@ -254,6 +256,28 @@ def _validated(model: type[Model], body: bytes) -> Model:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise invalid(error, model) from error
+
+
+def _parsed(body: bytes) -> Any:
+    """Parse JSON; raises MalformedJson."""
+    try:
+        return from_json(body)
+    except ValueError as error:
+        raise MalformedJson(
+            f"the body is not JSON: {error}", field="body", allowed="JSON (RFC 8259), UTF-8"
+        ) from error
+
+
+def _lines(body: bytes) -> list[Any]:
+    """Parse one JSON value a line; a line that is none gives the error that says so."""
+    values: list[Any] = []
+    for line in body.splitlines():
+        if line.strip():
+            try:
+                values.append(_parsed(line))
+            except MalformedJson as error:
+                values.append(error)
+    return values
 
 
 def _batch(body: bytes) -> list[RouteIn]:

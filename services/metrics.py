@@ -124,9 +124,9 @@ class ReplicaMetrics:
         drawn = np.asarray(rows["propensity"])
         self._floor.inc(int(((drawn <= least) & (sizes > 1) & (drawn < 1.0 / sizes)).sum()))
 
-    def reported(self, status: JoinStatus) -> None:
-        """Count one outcome by what became of it."""
-        self._feedback.labels(status.value).inc()
+    def reported(self, status: JoinStatus, *, number: int = 1) -> None:
+        """Count outcomes by what became of them."""
+        self._feedback.labels(status.value).inc(number)
 
     def samples(self) -> list[Sample]:
         """Return all samples, cumulative since the replica's start: (name, labels, value, kind)."""

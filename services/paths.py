@@ -15,11 +15,13 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from policies.errors import NotFound, RouterError
+from services.bulk import ARROW_STREAM
 from services.operations import Operations
 from services.refusals import MalformedJson, MethodNotAllowed, from_complaint, refusal
 from services.replies import Reply
 from services.wire import (
     ErrorOut,
+    FeedbackBulkOut,
     FeedbackIn,
     FeedbackListOut,
     FeedbackOut,
@@ -94,8 +96,13 @@ def _hot_routes(hot: HotHandlers) -> APIRouter:
         methods=["POST"],
         status_code=202,
         response_model=FeedbackOut,
-        responses={200: {"model": FeedbackListOut, "description": "For a list, always."}},
-        openapi_extra=_body("FeedbackIn", or_list_of="FeedbackIn"),
+        responses={
+            200: {
+                "model": FeedbackListOut | FeedbackBulkOut,
+                "description": "For a list, NDJSON and an Arrow stream, always.",
+            }
+        },
+        openapi_extra=_feedback_body(),
     )
     return routes
 
@@ -187,6 +194,24 @@ def _body(model: str, *, or_list_of: str | None = None) -> dict[str, Any]:
         items = {"$ref": _SCHEMAS.format(model=or_list_of)}
         schema = {"anyOf": [schema, {"type": "array", "items": items}]}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _feedback_body() -> dict[str, Any]:
+    """Describe the bodies that feedback comes in."""
+    described = _body("FeedbackIn", or_list_of="FeedbackIn")
+    described["requestBody"]["content"] |= {
+        "application/x-ndjson": {
+            "schema": {"type": "string", "description": "One FeedbackIn a line."}
+        },
+        ARROW_STREAM: {
+            "schema": {
+                "type": "string",
+                "format": "binary",
+                "description": "Arrow IPC stream; columns as the fields of FeedbackIn.",
+            }
+        },
+    }
+    return described
 
 
 def _with_bodies(app: FastAPI) -> Callable[[], dict[str, Any]]:

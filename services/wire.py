@@ -216,6 +216,24 @@ class FeedbackListOut(BaseModel):
     results: list[FeedbackOut]
 
 
+class RefusedRow(BaseModel):
+    """One row of an Arrow stream that was not stored."""
+
+    row: int
+    decision_id: str
+    status: str
+    error: ErrorDetail
+
+
+class FeedbackBulkOut(BaseModel):
+    """What became of an Arrow stream's rows."""
+
+    rows: int
+    counts: dict[str, int] = Field(description="Rows by status.")
+    refused_rows: int
+    refused: list[RefusedRow] = Field(description="The first 100 of those that were not stored.")
+
+
 class PricesIn(_Strict):
     """What a model charges, USD."""
 

@@ -25,6 +25,7 @@ from policies.interaction import Decision, JoinStatus, LedgerCounts, Outcome
 from policies.policy import Assessment, assess_one_by_one, mix_exploration
 from policies.preference import Preference
 from policies.publication import Canary, Publication
+from policies.reports import pack_statuses
 from policies.versions import AliasMove, VersionInfo
 from services.actors import Ports, Sample
 from services.api import Api
@@ -136,6 +137,15 @@ class FakeAggregator:
         self._here()
         self.submitted += [(tenant, outcome) for outcome in outcomes]
         return [self.answers.get(o.decision_id, JoinStatus.JOINED) for o in outcomes]
+
+    async def submit_batch(self, reports: pa.RecordBatch) -> bytes:
+        """Store outcomes that come in columns, likewise."""
+        self._here()
+        rows = reports.to_pylist()
+        self.submitted += [(row.pop("tenant"), Outcome(**row)) for row in rows]
+        return pack_statuses(
+            [self.answers.get(row["decision_id"], JoinStatus.JOINED) for row in rows]
+        )
 
     async def decision(self, decision_id: str) -> dict[str, Any] | None:
         """Return what `records` holds."""
