@@ -244,6 +244,28 @@ def bench_ledger(
         print_json({name: value for name, value in found.items() if name != "detail"})
 
 
+@bench.command("peers")
+def bench_peers(
+    requests: Annotated[int, typer.Option(help="Decisions of each in a round.", min=10)] = 200,
+    rounds: Annotated[int, typer.Option(help="Turns of every contender.", min=1)] = 5,
+    cache_dir: CacheOption = DEFAULT_CACHE_DIR,
+    json: JsonOption = False,
+) -> None:
+    """Measure one decision in-process beside ParetoBandit, the router published as a package."""
+    from cluster.bench_peers import PeersPlan, run_peers_benchmark
+    from cluster.bench_report import show_peers
+    from cluster.bench_sources import built_encoder
+    from policies.encoder_files import KINDS
+
+    with steps_progress() as show:
+        folders = {kind: built_encoder(kind, cache_dir, progress=show) for kind in KINDS}
+        plan = PeersPlan(encoder_dirs=folders, requests=requests, rounds=rounds)
+        found = run_peers_benchmark(plan, progress=show)
+    show_peers(found)
+    if json:
+        print_json(found)
+
+
 def _share(text: str) -> float:
     """Read a share above 0; raises InvalidRequest."""
     try:

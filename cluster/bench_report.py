@@ -114,6 +114,15 @@ def show_ledger(found: dict[str, Any]) -> None:
     )
 
 
+def show_peers(found: dict[str, Any]) -> None:
+    """Show what one decision takes, encoding and deciding apart."""
+    table = Table("who decides", "per second", "p50 ms", "p99 ms", "encode p50", "decide p50")
+    for name, one in found.items():
+        times = ("p50_ms", "p99_ms", "encode_p50_ms", "decide_p50_ms")
+        table.add_row(name, f"{one['rps']:.0f}", *(f"{one[time]:.3f}" for time in times))
+    console.print(table)
+
+
 def show_soak(found: dict[str, Any]) -> None:
     """Show what steady load came to."""
     most = max(found["memory_mb"], key=lambda name: found["memory_mb"][name]["grown"])
