@@ -21,6 +21,7 @@ from policies.arms import PriceTable
 from policies.errors import InvalidRequest, Unavailable, UnknownArm
 from policies.events import EventKind
 from policies.interaction import JoinStatus, Outcome, decisions_to_batch
+from policies.reports import reports_to_batch, unpack_statuses
 
 NEVER_S = 3600.0
 
@@ -229,6 +230,9 @@ def test_the_actor_keeps_what_it_acknowledged_when_it_is_killed(
 
     assert ray.get(actor.record.remote(batch(["a"])), timeout=120) == 1
     assert ray.get(actor.submit.remote(TENANT, [outcome])) == [JoinStatus.DUPLICATE]
+    in_columns = reports_to_batch([(TENANT, outcome)])
+    packed = ray.get(actor.submit_batch.remote(in_columns))
+    assert unpack_statuses(packed) == [JoinStatus.DUPLICATE]
     rows: pa.Table = ray.get(actor.interactions.remote(0, 10))
     assert rows["decision_id"].to_pylist() == ["a"]
     assert ray.get(actor.counts.remote()).joined == 1
