@@ -285,3 +285,58 @@ def _share(text: str) -> float:
 def _names(listed: str) -> tuple[str, ...]:
     """Part a list at its commas."""
     return tuple(name.strip() for name in listed.split(",") if name.strip())
+
+
+@bench.command("scale")
+def bench_scale(
+    points_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--points",
+            help="What an earlier run printed with --json, whose points to use; without it this "
+            "machine is measured, some three minutes.",
+        ),
+    ] = None,
+    requests: Annotated[
+        int, typer.Option(help="Requests simulated for each rate.", min=1_000)
+    ] = 20_000,
+    cores_per_node: Annotated[int, typer.Option(help="Cores of a node.", min=1)] = 8,
+    usd_per_core_hour: Annotated[float, typer.Option(help="Price of a core, USD an hour.")] = 0.04,
+    postgres_rows_per_s: Annotated[
+        float, typer.Option(help="Rows that one PostgreSQL takes durably, per second.")
+    ] = 20_000.0,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated arrivals.")] = 0,
+    cache_dir: CacheOption = DEFAULT_CACHE_DIR,
+    json: JsonOption = False,
+) -> None:
+    """Predict what it takes to answer ten to a million requests a second; see docs/scaling.md."""
+    from dataclasses import asdict
+
+    from cluster.bench_report import show_scale
+    from cluster.bench_scale import read_points, run_scale
+    from cluster.bench_sources import built_encoder
+    from cluster.scale_measure import measure_points
+    from cluster.scale_model import Assumptions
+
+    if points_file is not None:
+        points = read_points(points_file)
+    else:
+        with steps_progress() as show:
+            points = measure_points(
+                encoder="static",
+                encoder_dir=built_encoder("static", cache_dir, progress=show),
+                replicas=(1, 2, 4),
+                rates=(50, 200, 500, 900),
+                duration_s=3.0,
+                progress=show,
+            )
+    given = Assumptions(
+        cores_per_node=cores_per_node,
+        usd_per_core_hour=usd_per_core_hour,
+        postgres_rows_per_s=postgres_rows_per_s,
+    )
+    found = run_scale(points, given, requests=requests, seed=seed)
+    found["points"] = [asdict(point) for point in points]
+    show_scale(found)
+    if json:
+        print_json(found)

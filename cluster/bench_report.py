@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rich.table import Table
@@ -165,3 +166,41 @@ def _interval(value: dict[str, float | list[float] | None], form: str) -> str:
     if not isinstance(interval, list):
         return f"{mean:{form}}"
     return f"{mean:{form}} ± {(interval[1] - interval[0]) / 2:.3f}"
+
+
+def show_scale(found: Mapping[str, Any]) -> None:
+    """Show where one of each part is full, what each rate takes, and how wrong the model is."""
+    table = Table("one of it will do for", "requests/s", "then")
+    for name, limit in found["limits"].items():
+        table.add_row(name, f"{limit['rate']:,.0f}", limit["then"])
+    console.print(table)
+    table = Table(
+        "requests/s", "replicas", "nodes", "shards", "primaries", "publishers", "USD/h",
+        "USD/million", "p50 ms", "p99 ms", "swap ms", "ledger GB/day", "fullest",
+    )  # fmt: skip
+    for one in found["predicted"]:
+        table.add_row(
+            f"{one['rate']:,}",
+            f"{one['replicas']:,}",
+            f"{one['nodes']:,}",
+            f"{one['aggregator_shards']:,}",
+            f"{one['postgresql_primaries']:,}",
+            f"{one['publishers']:,}",
+            f"{one['usd_per_hour']:,.2f}",
+            f"{one['usd_per_million']:,.3f}",
+            f"{one['p50_ms']:.1f}",
+            f"{one['p99_ms']:.1f}",
+            f"{one['swap_ms']:,.0f}",
+            f"{one['ledger_gb_per_day']:,.1f}",
+            one["fullest"],
+        )
+    console.print(table)
+    table = Table("measured at", "", "replica ms", "p50 ms", "p99 ms")
+    for one in found["checked"]:
+        for kind in ("measured", "predicted"):
+            table.add_row(
+                f"{one['replicas']} replicas, {one['rate']}/s" if kind == "measured" else "",
+                kind,
+                *(f"{one[name][kind]:.2f}" for name in ("replica_ms", "p50_ms", "p99_ms")),
+            )
+    console.print(table)
