@@ -224,6 +224,15 @@ def test_metrics_are_read_where_they_are() -> None:
             assert endpoint["port"] in ports
 
 
+def test_grafana_finds_the_dashboard() -> None:
+    """By the label that its sidecar looks for, and as the file is."""
+    documents = built(KUBERAY / "production")
+    (found,) = [d for d in documents if d["metadata"]["name"] == "barp-dashboard"]
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    ((name, content),) = found["data"].items()
+    assert content == (KUBERAY.parent / "monitoring" / name).read_text(encoding="utf-8")
+
+
 @each_overlay
 def test_the_cluster_survives_its_head_and_guards_its_ports(overlay: str) -> None:
     cluster = ray_service(built(KUBERAY / overlay))["spec"]["rayClusterConfig"]
