@@ -10,6 +10,8 @@ import ray
 from cluster.settings import Settings, places
 from cluster.tenants import rulebook
 from pipelines.aggregator import AggregatorActor
+from pipelines.comparison import JudgePlan
+from pipelines.guardrail import Guard
 from pipelines.metrics_actor import MetricsActor
 from pipelines.publisher import PublisherActor
 from pipelines.registry_actor import RegistryActor
@@ -120,6 +122,7 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
                 "artifact_dir": place.artifact_dir,
                 "alias_watch_s": settings.alias_watch_s,
                 "encoder_id": plan.encoder_id,
+                "canary_share": settings.canary_share,
             },
         ),
         "trainer": (
@@ -130,9 +133,25 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
                 "num_learners": settings.num_learners,
                 "learner_cpus": settings.learner_cpus,
                 "poll_s": settings.retrain_poll_s,
+                "judging": judge_plan(settings),
             },
         ),
     }
+
+
+def judge_plan(settings: Settings) -> JudgePlan | None:
+    """Pick what is asked of challengers and new champions; None where estimates promote."""
+    if settings.gate == "estimate":
+        return None
+    return JudgePlan(
+        cost_ceiling_usd=settings.cost_ceiling_usd,
+        exploration_total=settings.exploration_total,
+        holdout_share=settings.holdout_share,
+        shadow_decisions=settings.shadow_decisions,
+        margin=settings.gate_margin,
+        max_decisions=settings.gate_max_decisions,
+        guard=Guard(decisions=settings.probation_decisions, loss=settings.guardrail_loss),
+    )
 
 
 def training_plan(settings: Settings) -> TrainingPlan:
@@ -153,4 +172,5 @@ def training_plan(settings: Settings) -> TrainingPlan:
         max_age_s=settings.retrain_max_age_s,
         tolerance=settings.retrain_tolerance,
         rollback_hold_s=settings.rollback_hold_s,
+        on_evidence=settings.gate == "evidence",
     )

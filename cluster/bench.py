@@ -10,6 +10,7 @@ import typer
 
 from cluster.bench_chaos import bench_chaos
 from cluster.console import console, print_json, steps_progress
+from pipelines.judgement import Mode
 from pipelines.quality_plan import Protocol, ReferenceSet
 from pipelines.replay_plan import Stream
 from policies.encoder_files import EncoderKind
@@ -262,6 +263,46 @@ def bench_peers(
         plan = PeersPlan(encoder_dirs=folders, requests=requests, rounds=rounds)
         found = run_peers_benchmark(plan, progress=show)
     show_peers(found)
+    if json:
+        print_json(found)
+
+
+@bench.command("gate")
+def bench_gate(
+    train: TrainOption = "paretobandit",
+    runs: Annotated[int, typer.Option(min=1, help="Trials of each kind.")] = 60,
+    mode: Annotated[
+        Mode, typer.Option(help="What challengers have to show: not to be worse, or to be better.")
+    ] = Mode.NONINFERIOR,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="The canary's share of the sessions.")
+    ] = 0.2,
+    effect: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="True loss that makes a challenger bad, gain that makes one good; half of it is "
+            "the margin. Default 0.02, or 0.005 where routing itself is worth less than 0.1.",
+        ),
+    ] = None,
+    learner: Annotated[str, typer.Option(help="Who makes the versions.")] = "posterior",
+    encoder: EncoderOption = "static",
+    seed: Annotated[int, typer.Option(help="Of the split and all draws.")] = 0,
+    cache_dir: CacheOption = DEFAULT_CACHE_DIR,
+    json: JsonOption = False,
+) -> None:
+    """Measure how often the gate lets bad, better and equal challengers through."""
+    from cluster.bench_report import show_gate
+    from cluster.bench_sources import encoded_outcomes
+    from pipelines.gate_bench import GatePlan, run_gate_bench
+
+    plan = GatePlan(
+        runs=runs, mode=mode, share=share, effect=effect or None, learner=learner, seed=seed
+    )
+    with steps_progress() as show:
+        outcomes = encoded_outcomes(train, encoder, cache_dir, progress=show)
+        found = run_gate_bench(plan, outcomes, progress=show)
+    show_gate(found)
     if json:
         print_json(found)
 

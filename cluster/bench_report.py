@@ -160,6 +160,19 @@ def show_coverage(found: dict[str, Any]) -> None:
     )
 
 
+def show_gate(found: dict[str, Any]) -> None:
+    """Show how many challengers of each kind were promoted."""
+    table = Table("challengers", "promoted", "of", "decisions, median", title="gate")
+    kinds = {**found["bad"], "good": found["good"], "routine": found["routine"]}
+    for kind, one in kinds.items():
+        median = one.get("median_decisions")
+        shown = "" if median is None else f"{median:.0f}"
+        table.add_row(kind, str(one["promoted"]), str(one["runs"]), shown)
+    console.print(table)
+    covered = ", ".join(f"{name} {share:.1%}" for name, share in found["coverage"].items())
+    console.print(f"95 % intervals of the champion's reward from the mixed log hold it: {covered}")
+
+
 def _interval(value: dict[str, float | list[float] | None], form: str) -> str:
     """Write a mean with half its interval's width."""
     mean, interval = value["mean"], value["ci95"]

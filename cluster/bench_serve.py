@@ -112,6 +112,7 @@ def run_serve_benchmark(plan: ServePlan, *, progress: Progress) -> dict[str, Any
         "min_replicas": plan.replicas,
         "max_replicas": plan.replicas,
         "retrain_min_interactions": LESSONS // 2,
+        "gate": "estimate",
         "holdout_share": 0.3,
         # The default learner alone: which of several serves would be the judge's choice.
         "learners": "posterior",

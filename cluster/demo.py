@@ -185,6 +185,8 @@ def demo_settings(state_dir: Path, stream: OutcomeTable) -> Settings:
         port=0,
         cost_ceiling_usd=float(stream.costs.mean(axis=0).max()),
         retrain_min_interactions=150,
+        # Some 1,300 requests are too few for trials on live traffic.
+        gate="estimate",
         holdout_share=0.2,
         min_replicas=1,
         max_replicas=2,

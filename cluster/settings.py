@@ -191,8 +191,48 @@ class Settings(BaseSettings):
         default=0.005,
         ge=0,
         le=1,
-        description="Reward by which a retrained version may seem worse on held-out decisions "
-        "than a champion of its own learner and still replace it.",
+        description="With gate = estimate: reward by which a retrained version may seem worse on "
+        "held-out decisions than a champion of its own learner and still replace it.",
+    )
+    gate: Literal["evidence", "estimate"] = Field(
+        default="evidence",
+        description="What promotes: trials on live traffic at a stated error rate, with a "
+        "guardrail afterwards; or, for little traffic, an estimate on held-out decisions alone.",
+    )
+    canary_share: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Share of sessions that a version beside the champion decides for.",
+    )
+    shadow_decisions: int = Field(
+        default=200,
+        ge=0,
+        description="Matured decisions a challenger is scored on before it gets that share.",
+    )
+    gate_margin: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Reward by which a retrained version may surely not be worse. Half of the "
+        "smallest loss that counts for you.",
+    )
+    gate_max_decisions: int = Field(
+        default=20_000,
+        gt=0,
+        description="Decisions after which a trial ends and the champion stays.",
+    )
+    probation_decisions: int = Field(
+        default=2_000,
+        ge=0,
+        description="Decisions that a new champion shares with its predecessor, so that it can "
+        "be taken back where it is surely worse; 0 for no guardrail.",
+    )
+    guardrail_loss: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Reward by which a new champion may be worse than its predecessor.",
     )
     rollback_hold_s: float = Field(
         default=600.0,

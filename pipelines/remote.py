@@ -84,6 +84,15 @@ class RemoteRegistry:
         """Point the alias `challenger` at a version."""
         call(self._actor, "challenge", version)
 
+    def deciding(self) -> tuple[int | None, int | None]:
+        """Return the champion and the version beside it."""
+        status = call(self._actor, "status")
+        return status["champion"], status["canary"]
+
+    def rollback(self, *, to: int | None, who: str, why: str) -> AliasMove:
+        """Make an older version the champion again."""
+        return cast(AliasMove, call(self._actor, "rollback", to=to, who=who, why=why))
+
     def start_canary(self, version: int, *, instead_of: int) -> None:
         """Let a version decide for its share of the requests."""
         call(self._actor, "start_canary", version, instead_of=instead_of)

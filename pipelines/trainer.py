@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
+from pipelines.comparison import AGAINST, FINDING
 from pipelines.events import EventSink
 from pipelines.gate import Verdict, judge
 from pipelines.lineage import lineage
@@ -29,7 +30,7 @@ from policies.errors import Conflict
 from policies.events import EventKind
 from policies.learners import load_policy
 from policies.learning import Learner, LearnerSpec
-from policies.versions import QUARANTINED, AliasMove, VersionInfo
+from policies.versions import CHALLENGER, QUARANTINED, AliasMove, VersionInfo
 
 logger = logging.getLogger(__name__)
 
@@ -252,8 +253,11 @@ class Trainer:
         if not judged:
             return results
         best = max(judged, key=_uplift)
+        self.status.held = self.held()
+        if self._plan.on_evidence:
+            self._name_challenger(best, champion)
+            return results
         self._registry.challenge(best.version)
-        self.status.held = self._held()
         if not best.verdict.promote or self.status.held is not None:
             return results
         why = best.verdict.reason
@@ -265,7 +269,16 @@ class Trainer:
             return results
         return [replace(one, promoted=one is best) for one in results]
 
-    def _held(self) -> str | None:
+    def _name_challenger(self, best: TrainingResult, champion: int | None) -> None:
+        """Name who is tried next, unless one is named that was not judged yet."""
+        for one in self._registry.versions():
+            waits = CHALLENGER in one.aliases and one.version != champion
+            judged = FINDING in one.tags and one.tags.get(AGAINST) == str(champion)
+            if waits and not judged and one.tags.get(QUARANTINED) != "true":
+                return
+        self._registry.challenge(best.version)
+
+    def held(self) -> str | None:
         """Say why nothing may be promoted: somebody went back lately, and their word stands."""
         last = self._registry.last_move()
         if last is None or last.who == WHO or last.version >= (last.previous or 0):

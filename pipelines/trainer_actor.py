@@ -11,7 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from pipelines.comparison import JudgePlan
 from pipelines.events import EventOutbox
+from pipelines.judge import Judge
 from pipelines.lineage import code_version
 from pipelines.remote import RemoteInteractions, RemoteRegistry
 from pipelines.trainer import Trainer
@@ -56,18 +58,30 @@ class TrainerActor:
         num_learners: int = 0,
         learner_cpus: float = 0.0,
         poll_s: float = 0.5,
+        judging: JudgePlan | None = None,
+        judge_every_s: float = 1.0,
         aggregator: str = "aggregator",
         registry: str = "registry",
     ) -> None:
-        """Start to look for new interactions; registry and aggregator may come up later."""
+        """Start to look for new interactions; registry and aggregator may come up later.
+
+        With a plan for judging, trials and the guardrail run beside the trainings, in a thread of
+        their own: a training may take longer than a harmful version may serve.
+        """
         self._plan, self._kinds = plan, tuple(learners)
         self._num_learners, self._learner_cpus = num_learners, learner_cpus
         self._aggregator, self._registry = aggregator, registry
         self._trainer: Trainer | None = None
         self._events = EventOutbox()
-        self._failures, self._last_failure = 0, ""
+        self._failures, self._last_failure, self._judge_failures = 0, "", 0
         self._made_local: tuple[Learner, ...] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
+        self._judging = judging
+        self._judge: Judge | None = None
+        self._judge_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judging")
+        if judging is not None:
+            every_s = judge_every_s
+            self._watching = asyncio.get_running_loop().create_task(self._watch(every_s))
         self._looking = asyncio.get_running_loop().create_task(self._look(poll_s))
 
     async def ready(self) -> None:
@@ -88,7 +102,37 @@ class TrainerActor:
         """See `TrainerStatus`, as plain JSON values; answers during a training too."""
         made = TrainerStatus() if self._trainer is None else self._trainer.status
         loop = {"loop_failures": self._failures, "last_loop_failure": self._last_failure or None}
-        return asdict(made) | loop
+        judged = None if self._judge is None else asdict(self._judge.status)
+        failed = {"judge_failures": self._judge_failures, "judge": judged}
+        return asdict(made) | loop | failed
+
+    async def _watch(self, every_s: float) -> None:
+        """Let the judge take a step; a failure is counted and makes the next one wait longer."""
+        pause_s, last = every_s, ""
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._judge_thread, self._step)
+                pause_s, last = every_s, ""
+            except Exception as error:
+                self._judge_failures += 1
+                if str(error) != last:
+                    logger.exception("judging")
+                last, pause_s = str(error), min(2 * pause_s, MAX_PAUSE_S)
+            await asyncio.sleep(pause_s)
+
+    def _step(self) -> None:
+        """Take one step of judging, once there is a trainer to have bootstrapped."""
+        if self._trainer is None or self._judging is None:
+            return
+        if self._judge is None:
+            self._judge = Judge(
+                RemoteInteractions(self._aggregator),
+                RemoteRegistry(self._registry),
+                plan=self._judging,
+                events=self._events,
+                held=self._trainer.held,
+            )
+        self._judge.step()
 
     async def _look(self, every_s: float) -> None:
         """Train when it is due; a failure is counted and makes the next look wait longer."""

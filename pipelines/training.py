@@ -19,6 +19,8 @@ class TrainingPlan:
         context_dim: Length of a context.
         rollback_hold_s: After somebody went back to an older version nothing is promoted here for
             so long, seconds.
+        on_evidence: Leave promotions to trials on live traffic; else an estimate on held-out
+            decisions promotes at once.
         encoder_dir: Where the encoder lies; MLflow's loader encodes prompts with it.
         cost_ceiling_usd: USD at and above which a call counts as fully expensive.
         exploration_total: Probability shared evenly over the arms offered.
@@ -44,6 +46,7 @@ class TrainingPlan:
     num_learners: int = 0
     tolerance: float = 0.0
     rollback_hold_s: float = 0.0
+    on_evidence: bool = False
     encoder_dir: str | None = None
 
 

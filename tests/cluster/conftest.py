@@ -26,7 +26,9 @@ def start_service(encoder_dir: Path) -> Iterator[StartService]:
         state_dir: Path, *, cwd: Path | None = None, supervise: bool = False, **settings: object
     ) -> ServiceProcess:
         state_dir.mkdir(parents=True, exist_ok=True)
-        flags = {"port": 0, "encoder_dir": encoder_dir, "state_dir": state_dir} | settings
+        # Tests play hundreds of requests, too few for trials: what needs those says so.
+        flags = {"port": 0, "encoder_dir": encoder_dir, "state_dir": state_dir, "gate": "estimate"}
+        flags |= settings
         words = [w for k, v in flags.items() for w in (f"--{k.replace('_', '-')}", str(v))]
         words += ["--supervise"] if supervise else []
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}

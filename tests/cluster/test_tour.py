@@ -28,7 +28,7 @@ def test_every_line_of_the_tour_answers_as_printed(
     start_service: StartService, tmp_path: Path
 ) -> None:
     lines = tour_lines()
-    assert lines[0].endswith("barp serve")
+    assert lines[0].endswith("barp serve --gate estimate")
     assert "mlflow ui" in lines[-1], "a server of its own; its store is tested elsewhere"
     service = start_service(
         tmp_path, retrain_min_interactions=60, holdout_share=0.3, cost_ceiling_usd=0.03

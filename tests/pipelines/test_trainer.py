@@ -223,3 +223,17 @@ def test_an_aggregator_that_is_away_is_said_so(setup: Setup) -> None:
 
     with pytest.raises(Unavailable):
         setup.trainer.due()
+
+
+def test_on_evidence_a_training_names_a_challenger_and_promotes_nothing(setup: Setup) -> None:
+    trainer = setup.restarted(replace(PLAN, on_evidence=True))
+    setup.source.happen(400)
+    (first,) = trainer.train()
+    setup.source.happen(100)
+    trainer.train()
+
+    named = [one.version for one in setup.registry.versions() if CHALLENGER in one.aliases]
+    assert not first.promoted
+    assert setup.registry.champion() == 1
+    # It keeps its place until it is judged.
+    assert named == [first.version]

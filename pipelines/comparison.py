@@ -1,0 +1,118 @@
+"""What judging stands on: versions and aliases, a plan, and the decisions two versions share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import pyarrow.compute as pc
+
+from pipelines.evidence import EvidenceLog
+from pipelines.guardrail import Guard
+from pipelines.rows import PAGE_ROWS, InteractionSource, last_seq
+from policies.artifact import PolicyArtifact
+from policies.versions import AliasMove, VersionInfo
+
+# Tags on a version: what became of it, and where its comparison began.
+FINDING: Final = "finding"
+FROM_SEQ: Final = "compared_from_seq"
+AGAINST: Final = "compared_with"
+ON_PROBATION: Final = "probation"
+
+
+class JudgeRegistry(Protocol):
+    """Where versions are kept. Every method raises Unavailable."""
+
+    def deciding(self) -> tuple[int | None, int | None]:
+        """Return the champion and the version beside it."""
+
+    def versions(self) -> list[VersionInfo]:
+        """List versions, newest first."""
+
+    def artifact(self, version: int) -> PolicyArtifact:
+        """Read a version's policy; raises ArtifactError."""
+
+    def last_move(self) -> AliasMove | None:
+        """Return the newest move of the champion."""
+
+    def tag(self, version: int, words: Mapping[str, str]) -> None:
+        """Set words on a version by name."""
+
+    def start_canary(self, version: int, *, instead_of: int) -> None:
+        """Let a version decide beside the champion; raises Conflict."""
+
+    def stop_canary(self) -> None:
+        """Let the champion decide alone."""
+
+    def promote(self, version: int, *, who: str, why: str, instead_of: int | None) -> AliasMove:
+        """Make a version the champion; raises Conflict."""
+
+    def rollback(self, *, to: int | None, who: str, why: str) -> AliasMove:
+        """Make an older version the champion again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgePlan:
+    """What is asked of challengers and of new champions.
+
+    Attributes:
+        cost_ceiling_usd: USD at and above which a call counts as fully expensive.
+        exploration_total: Probability that versions are to explore with.
+        holdout_share: Share of prompts never trained on, which the screen looks at.
+        shadow_decisions: Decisions that a challenger is scored on, unserved, before its canary.
+        margin: Reward by which a challenger may be worse and still count as not inferior.
+        max_decisions: Decisions after which a trial ends without a finding.
+        guard: What a champion on probation is held to.
+    """
+
+    cost_ceiling_usd: float
+    exploration_total: float
+    holdout_share: float
+    shadow_decisions: int = 200
+    margin: float = 0.01
+    max_decisions: int = 20_000
+    guard: Guard = field(default_factory=Guard)
+
+
+@dataclass(slots=True, kw_only=True)
+class JudgeStatus:
+    """What is being compared, as last looked.
+
+    Attributes:
+        champion: The version that serves.
+        beside: The version beside it, None where it serves alone.
+        stage: `idle`, `shadow`, `canary` or `probation`.
+        decisions: Decisions that the comparison rests on.
+        needed: Decisions at which the next look is taken.
+        last: The last finding in words.
+    """
+
+    champion: int | None = None
+    beside: int | None = None
+    stage: str = "idle"
+    decisions: int = 0
+    needed: int = 0
+    last: str | None = None
+
+
+class Comparison:
+    """Reads the decisions of champion and the version beside it, as they mature."""
+
+    def __init__(self, log: EvidenceLog, *, champion: int, beside: int, after_seq: int) -> None:
+        self.log, self.pair, self._read_to = log, (champion, beside), after_seq
+        self.look_at = 0
+
+    def refresh(self, source: InteractionSource) -> None:
+        """Take up what has matured since; raises Unavailable."""
+        while len(page := source.interactions(self._read_to, PAGE_ROWS)):
+            champion, beside = self.pair
+            mine = pc.and_(
+                pc.equal(page["champion_version"], champion),
+                pc.equal(page["canary_version"], beside),
+            )
+            rows = page.filter(pc.fill_null(mine, False))
+            if len(rows):
+                versions = rows["price_version"].unique().to_pylist()
+                self.log.add(rows, source.price_history(versions))
+            self._read_to = last_seq(page)

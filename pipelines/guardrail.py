@@ -1,0 +1,92 @@
+"""Is a new champion surely worse than its predecessor? Pure functions of a comparison.
+
+The predecessor keeps a share of the traffic for a while, so both meet the same prompts at the same
+time: what changes for both, as prices, providers or judges do, is no difference between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evidence import Evidence
+from pipelines.judgement import difference
+from policies.evaluation import importance_weights
+
+Array = NDArray[np.float64]
+# Below this share of the exploration that was asked for, off-policy estimates lose their ground.
+COLLAPSED_SHARE: Final = 0.25
+COLLAPSE_ROWS: Final = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """What a champion on probation is held to.
+
+    Attributes:
+        decisions: How long it is on probation; 0 lets it serve alone at once.
+        loss: Reward that it may lose against its predecessor.
+        cost_rise: Share by which its calls may cost more, unless its reward is surely higher.
+        alpha: Probability of a false alarm over all looks of one probation, for each of the two.
+        min_units: Independent units before the first look: the ends are asymptotic.
+    """
+
+    decisions: int = 2_000
+    loss: float = 0.01
+    cost_rise: float = 0.5
+    alpha: float = 0.01
+    min_units: int = 200
+
+
+def breach(evidence: Evidence, guard: Guard) -> str | None:
+    """Say in words by what the champion is surely worse than the version beside it, or None."""
+    trade_offs = np.stack([evidence.w_quality, 1.0 - evidence.w_quality], axis=1)
+    # Champion minus predecessor: what is estimated is the change that its promotion made.
+    reward = difference(evidence.swapped(), trade_offs, alpha=guard.alpha)
+    if reward.units < guard.min_units:
+        return None
+    if reward.upper < -guard.loss:
+        return (
+            f"reward fell by {-reward.mean:.4f}, surely by more than {guard.loss:g}: change in "
+            f"[{reward.lower:+.4f}, {reward.upper:+.4f}] on {reward.n} decisions"
+        )
+    only_cost = np.tile([0.0, 1.0], (len(evidence), 1))
+    saved = difference(evidence.swapped(), only_cost, alpha=guard.alpha)
+    allowed = guard.cost_rise * _mean_cost(evidence)
+    if saved.upper < -allowed and reward.lower < 0.0:
+        return (
+            f"cost rose by {-saved.mean:.4f} of the ceiling, surely by more than "
+            f"{guard.cost_rise:.0%}, on {saved.n} decisions, and reward did not"
+        )
+    return None
+
+
+def exploration_collapse(pmf: Array, *, exploration_total: float) -> str | None:
+    """Say in words that a version hardly explores any more, or None.
+
+    Args:
+        pmf: Its probabilities, 0 for arms not offered, shape (n, K).
+        exploration_total: Probability that it is to share over the arms offered.
+    """
+    if len(pmf) < COLLAPSE_ROWS or exploration_total == 0.0:
+        return None
+    offered = (pmf > 0.0).sum(axis=1)
+    least = np.where(pmf > 0.0, pmf, np.inf).min(axis=1)
+    explored = float(np.median(offered * least))
+    top_share = float(np.bincount(pmf.argmax(axis=1)).max() / len(pmf))
+    alone = bool((offered <= 1).mean() > 1.0 / 2.0)
+    if not alone and explored >= COLLAPSED_SHARE * exploration_total:
+        return None
+    return f"explores with {explored:.4f}, {exploration_total:g} is set; {top_share:.0%} to one arm"
+
+
+def _mean_cost(evidence: Evidence) -> float:
+    """Estimate the predecessor's scaled cost, self-normalised."""
+    rows = np.arange(len(evidence))
+    taken = evidence.challenger[rows, evidence.log.arm]
+    weights = importance_weights(taken, evidence.log.propensity)
+    total = float(weights.sum())
+    return float(weights @ -evidence.log.outcomes[:, 1]) / total if total > 0.0 else 0.0

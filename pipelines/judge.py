@@ -1,0 +1,282 @@
+"""Watches what serves: tries challengers on a share of the traffic, and guards new champions.
+
+One comparison runs at a time, of the champion with the version beside it. A newer one beside it is
+a challenger on trial: it is promoted or rejected. An older one is the predecessor of a champion on
+probation, its control: where the champion is surely worse it goes back by itself. What a
+comparison rests on is in ledger and registry, so a restart goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pipelines.comparison import (
+    AGAINST,
+    FINDING,
+    FROM_SEQ,
+    ON_PROBATION,
+    Comparison,
+    JudgePlan,
+    JudgeRegistry,
+    JudgeStatus,
+)
+from pipelines.events import EventSink
+from pipelines.evidence import MIN_ROWS, Evidence, EvidenceLog
+from pipelines.guardrail import breach, exploration_collapse
+from pipelines.judgement import Finding, Judgement, Mode, Standards, decide, next_look, screen
+from pipelines.rows import PAGE_ROWS, InteractionSource, heldout_mask, last_seq
+from policies.errors import ArtifactError, Conflict
+from policies.events import EventKind
+from policies.learners import load_policy
+from policies.versions import CHALLENGER, QUARANTINED, VersionInfo
+
+logger = logging.getLogger(__name__)
+
+WHO: Final = "gate"
+GUARDRAIL: Final = "guardrail"
+MAX_TAG: Final = 4_000
+
+
+class Judge:
+    """Takes one step whenever it is called. Not for several threads at once.
+
+    Args:
+        source: Where interactions and prices are read.
+        registry: Where versions are kept.
+        plan: What is asked of them.
+        events: Told of canaries, verdicts, breaches and quarantines.
+        held: Says why nothing may be promoted for now; None where nothing speaks against it.
+    """
+
+    def __init__(
+        self,
+        source: InteractionSource,
+        registry: JudgeRegistry,
+        *,
+        plan: JudgePlan,
+        events: EventSink,
+        held: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._source, self._registry, self._plan = source, registry, plan
+        self._events, self._held = events, held
+        self._comparison: Comparison | None = None
+        self._seen: tuple[int | None, int | None, int] | None = None
+        self._probed: int | None = None
+        self.status = JudgeStatus()
+
+    def step(self) -> None:
+        """Look at what has come since the last step, and do what follows.
+
+        Raises:
+            Unavailable: Registry or aggregator is away.
+        """
+        champion, beside = self._registry.deciding()
+        self.status.champion, self.status.beside = champion, beside
+        if champion is None:
+            return
+        try:
+            if beside is not None:
+                self._compare(champion, beside)
+            else:
+                self._begin(champion)
+        except Conflict as error:
+            # Somebody moved the champion meanwhile: the next step sees what serves now.
+            logger.info("comparison given up: %s", error)
+            self._comparison = None
+
+    def _begin(self, champion: int) -> None:
+        """Start a comparison, if there is one to make."""
+        self._comparison = None
+        seen = (champion, None, self._source.last_seq())
+        if seen == self._seen:
+            return
+        self._seen = seen
+        known = {one.version: one for one in self._registry.versions()}
+        control = self._control(champion, known)
+        if control is not None:
+            self._put_beside(control, champion, ON_PROBATION)
+            return
+        challenger = self._challenger(champion, known)
+        self.status.stage = "idle" if challenger is None else "shadow"
+        if challenger is None or self._held() is not None:
+            return
+        self._shadow(challenger, known[champion])
+
+    def _control(self, champion: int, known: Mapping[int, VersionInfo]) -> int | None:
+        """Name the predecessor that a newly promoted champion is to be held against."""
+        move = self._registry.last_move()
+        if move is None or move.version != champion or move.previous is None:
+            return None
+        done = ON_PROBATION in known[champion].tags or self._plan.guard.decisions == 0
+        before = known.get(move.previous)
+        if done or move.kind == "rollback" or before is None or _quarantined(before):
+            return None
+        return move.previous
+
+    def _challenger(self, champion: int, known: Mapping[int, VersionInfo]) -> VersionInfo | None:
+        """Name the version that asks to serve and was not judged against this champion yet."""
+        for one in known.values():
+            if CHALLENGER in one.aliases and one.version != champion:
+                judged = FINDING in one.tags and one.tags.get(AGAINST) == str(champion)
+                return None if judged or _quarantined(one) else one
+        return None
+
+    def _shadow(self, challenger: VersionInfo, champion: VersionInfo) -> None:
+        """Score a challenger on what came after both cut-offs, then screen it."""
+        cutoff = max(int(one.tags.get("last_seq", 0)) for one in (challenger, champion))
+        new = self._source.last_seq() - cutoff
+        self.status.decisions, self.status.needed = new, self._plan.shadow_decisions
+        if new < self._plan.shadow_decisions:
+            return
+        try:
+            log = self._log(champion.version, challenger.version)
+        except ArtifactError as error:
+            self._tag(challenger.version, champion.version, Finding.REJECT.value, str(error))
+            return
+        self._read_held_out(log, cutoff)
+        if len(log) >= MIN_ROWS:
+            found = screen(log.evidence(), self._standards(champion, challenger))
+            self.status.last = found.reason
+            if found.finding is Finding.REJECT:
+                self._conclude(found, challenger.version, champion.version)
+                return
+        self._put_beside(challenger.version, champion.version, "canary")
+
+    def _read_held_out(self, log: EvidenceLog, after_seq: int) -> None:
+        """Add the decisions on prompts that nothing is trained on."""
+        while len(page := self._source.interactions(after_seq, PAGE_ROWS)):
+            rows = page.filter(heldout_mask(page, share=self._plan.holdout_share))
+            if len(rows):
+                versions = rows["price_version"].unique().to_pylist()
+                log.add(rows, self._source.price_history(versions))
+            after_seq = last_seq(page)
+
+    def _put_beside(self, version: int, champion: int, stage: str) -> None:
+        """Let a version decide for its share, and note from where on that counts."""
+        seq = str(self._source.last_seq())
+        self._registry.tag(version, {FROM_SEQ: seq, AGAINST: str(champion)})
+        self._registry.start_canary(version, instead_of=champion)
+        why = f"beside {champion}, {stage}"
+        self._events.emit(EventKind.CANARY, who=WHO, why=why, version=version, champion=champion)
+
+    def _compare(self, champion: int, beside: int) -> None:
+        """Take up what is new of the comparison that runs; look where it is time."""
+        comparison = self._running(champion, beside)
+        comparison.refresh(self._source)
+        self.status.decisions = len(comparison.log)
+        self.status.stage = ON_PROBATION if beside < champion else "canary"
+        if len(comparison.log) < max(MIN_ROWS, comparison.look_at):
+            return
+        evidence = comparison.log.evidence()
+        comparison.look_at = self.status.needed = next_look(len(evidence))
+        if beside < champion:
+            self._guard(evidence, champion, beside)
+        else:
+            self._try(evidence, champion, beside)
+
+    def _running(self, champion: int, beside: int) -> Comparison:
+        """Return the comparison of two versions, begun or taken up again."""
+        if self._comparison is None or self._comparison.pair != (champion, beside):
+            tags = next(one.tags for one in self._registry.versions() if one.version == beside)
+            begun = tags.get(AGAINST) == str(champion) and FROM_SEQ in tags
+            after_seq = int(tags[FROM_SEQ]) if begun else self._source.last_seq()
+            log = self._log(champion, beside)
+            self._comparison = Comparison(
+                log, champion=champion, beside=beside, after_seq=after_seq
+            )
+        return self._comparison
+
+    def _try(self, evidence: Evidence, champion: int, challenger: int) -> None:
+        """Look at a challenger's evidence and do what follows."""
+        known = {one.version: one for one in self._registry.versions()}
+        found = decide(evidence, self._standards(known[champion], known[challenger]))
+        self.status.last = found.reason
+        if found.finding is Finding.UNDECIDED:
+            return
+        self._conclude(found, challenger, champion)
+        if found.finding is Finding.PROMOTE and self._held() is None:
+            self._registry.promote(challenger, who=WHO, why=found.reason, instead_of=champion)
+        else:
+            self._registry.stop_canary()
+
+    def _guard(self, evidence: Evidence, champion: int, control: int) -> None:
+        """Look at a new champion beside its predecessor; go back where it is surely worse."""
+        collapsed = exploration_collapse(
+            evidence.champion, exploration_total=self._plan.exploration_total
+        )
+        if collapsed is not None and self._probed != champion:
+            self._probed = champion
+            self._events.emit(
+                EventKind.EXPLORATION_COLLAPSE, who=GUARDRAIL, why=collapsed, version=champion
+            )
+        reason = breach(evidence, self._plan.guard)
+        if reason is not None:
+            self._go_back(champion, control, reason)
+        elif len(evidence) >= self._plan.guard.decisions:
+            self._registry.tag(champion, {ON_PROBATION: f"passed beside {control}"})
+            self._registry.stop_canary()
+            self.status.last = f"version {champion} passed its probation beside {control}"
+
+    def _go_back(self, champion: int, control: int, reason: str) -> None:
+        """Move the alias back, then see to it that the version does not come again."""
+        logger.warning("version %d breached the guardrail: %s", champion, reason)
+        self.status.last = reason
+        self._registry.tag(champion, {QUARANTINED: "true", "quarantine_reason": reason})
+        self._registry.rollback(to=control, who=GUARDRAIL, why=reason)
+        self._events.emit(
+            EventKind.GUARDRAIL_BREACH, who=GUARDRAIL, why=reason, version=champion, back_to=control
+        )
+        self._events.emit(EventKind.QUARANTINE, who=GUARDRAIL, why=reason, version=champion)
+        self._comparison = None
+
+    def _conclude(self, found: Judgement, challenger: int, champion: int) -> None:
+        """Write a finding down, and tell it."""
+        words = json.dumps(found.words())[:MAX_TAG]
+        self._tag(challenger, champion, found.finding.value, found.reason, evidence=words)
+        self._events.emit(
+            EventKind.VERDICT,
+            who=WHO,
+            why=found.reason,
+            version=challenger,
+            promote=found.finding is Finding.PROMOTE,
+            judged_against=champion,
+            uplift=found.uplift.mean,
+            lower=found.uplift.lower,
+            upper=found.uplift.upper,
+            decisions=found.uplift.n,
+            ess=found.uplift.ess,
+        )
+
+    def _tag(self, version: int, champion: int, finding: str, reason: str, **more: str) -> None:
+        """Write on a version what was found of it."""
+        self._registry.tag(
+            version, {FINDING: finding, "verdict": reason, AGAINST: str(champion)} | more
+        )
+
+    def _standards(self, champion: VersionInfo, challenger: VersionInfo) -> Standards:
+        """A retraining of the champion's learner must not be worse, another learner better."""
+        return Standards(
+            mode=Mode.NONINFERIOR if champion.kind == challenger.kind else Mode.SUPERIOR,
+            margin=self._plan.margin,
+            max_decisions=self._plan.max_decisions,
+        )
+
+    def _log(self, champion: int, other: int) -> EvidenceLog:
+        """Get ready to compare two versions; raises ArtifactError where that makes no sense."""
+        serving, beside = (load_policy(self._registry.artifact(v)) for v in (champion, other))
+        if serving.encoder_id != beside.encoder_id:
+            raise ArtifactError(
+                f"cannot be compared: the champion's encoder is {serving.encoder_id}",
+                field="encoder_id",
+                value=beside.encoder_id,
+                allowed=serving.encoder_id,
+            )
+        return EvidenceLog(serving, beside, cost_ceiling_usd=self._plan.cost_ceiling_usd)
+
+
+def _quarantined(version: VersionInfo) -> bool:
+    """Say whether a version may not serve by itself."""
+    return version.tags.get(QUARANTINED) == "true"

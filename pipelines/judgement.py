@@ -1,0 +1,277 @@
+"""Decides on evidence: may the challenger take the champion's place, at a stated error rate?
+
+Pure functions of `Evidence`. The uplift is paired and doubly robust, challenger minus champion on
+the same decisions; its ends hold at every look, so that one may look whenever there is news.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evidence import Evidence
+from policies.evaluation import (
+    OVERALL,
+    doubly_robust,
+    effective_sample_size,
+    importance_weights,
+    preference_regions,
+)
+from policies.reward_model import cross_fitted
+from policies.sequences import DEFAULT_ALPHA, Sequence, confidence_sequence
+
+Array = NDArray[np.float64]
+# Each look takes all decisions so far; growing by a tenth, all looks cost what ten of the last do.
+LOOK_GROWTH: Final = 1.1
+
+
+class Mode(StrEnum):
+    """What a challenger has to show."""
+
+    NONINFERIOR = "noninferior"  # it is not worse than the champion by more than the margin
+    SUPERIOR = "superior"  # it is better than the champion
+
+
+class Finding(StrEnum):
+    """What a look at the evidence ends with."""
+
+    UNDECIDED = "undecided"
+    PROMOTE = "promote"
+    REJECT = "reject"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standards:
+    """What is asked of the evidence.
+
+    Attributes:
+        mode: What a challenger has to show.
+        margin: Reward by which a challenger may be worse and still count as not inferior.
+        region_loss: Reward that no region of preferences may lose.
+        region_ess: Effective decisions from which a region is looked at.
+        alpha: Probability, over all looks, that the lower end is above the truth.
+        min_units: Independent units before the first look: the ends are asymptotic.
+        max_decisions: Decisions after which the champion stays for want of evidence.
+    """
+
+    mode: Mode = Mode.NONINFERIOR
+    margin: float = 0.01
+    region_loss: float = 0.03
+    region_ess: float = 500.0
+    alpha: float = DEFAULT_ALPHA
+    min_units: int = 200
+    max_decisions: int = 20_000
+
+    @property
+    def bar(self) -> float:
+        """What the lower end of the uplift must exceed."""
+        return -self.margin if self.mode is Mode.NONINFERIOR else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uplift:
+    """Reward of the challenger minus that of the champion.
+
+    Attributes:
+        mean: Doubly robust estimate.
+        lower: Lower end, valid at every look.
+        upper: Upper end, likewise.
+        units: Independent units behind it.
+        n: Decisions behind it.
+        ess: Effective sample size of the importance weights, of the policy that has the lower one.
+    """
+
+    mean: float
+    lower: float
+    upper: float
+    units: int
+    n: int
+    ess: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a look found.
+
+    Attributes:
+        finding: What follows.
+        uplift: At the preferences asked for; decides.
+        regions: On the grid of preferences, by region and overall; guards.
+        reason: In words.
+    """
+
+    finding: Finding
+    uplift: Uplift
+    regions: Mapping[str, Uplift]
+    reason: str
+
+    def words(self) -> dict[str, Any]:
+        """Return it as plain values for tags and events."""
+        parts = ("mean", "lower", "upper", "units", "n", "ess")
+        shown = {
+            name: {part: round(getattr(one, part), 5) for part in parts}
+            for name, one in {"asked": self.uplift, **self.regions}.items()
+        }
+        return {"finding": self.finding.value, "reason": self.reason, "uplift": shown}
+
+
+def next_look(decisions: int) -> int:
+    """Return how many decisions there must be for the look after one at so many."""
+    return max(decisions + 1, int(decisions * LOOK_GROWTH))
+
+
+def decide(evidence: Evidence, standards: Standards) -> Judgement:
+    """Look at a canary's evidence: promote, reject, give up, or wait for more."""
+    uplift, regions = uplifts(evidence, alpha=standards.alpha)
+    harmed = _harmed(regions, standards)
+    finding, reason = _finding(uplift, harmed, standards)
+    return Judgement(finding=finding, uplift=uplift, regions=regions, reason=reason)
+
+
+def screen(evidence: Evidence, standards: Standards) -> Judgement:
+    """Look before a canary: reject only what is surely worse, for little can be told yet."""
+    uplift, regions = uplifts(evidence, alpha=standards.alpha)
+    worse = uplift.upper < -standards.margin
+    words = "surely worse" if worse else "not surely worse"
+    return Judgement(
+        finding=Finding.REJECT if worse else Finding.UNDECIDED,
+        uplift=uplift,
+        regions=regions,
+        reason=f"screen: {words}, {_interval(uplift)}",
+    )
+
+
+def uplifts(evidence: Evidence, *, alpha: float) -> tuple[Uplift, dict[str, Uplift]]:
+    """Estimate the uplift at the preferences asked for, and by region of the grid."""
+    predicted = _predicted(evidence)
+    trade_offs = np.stack([evidence.w_quality, 1.0 - evidence.w_quality], axis=1)
+    asked = _uplift(
+        evidence,
+        _scores(evidence, evidence.champion, evidence.challenger, predicted, trade_offs),
+        [_ess(evidence, evidence.champion), _ess(evidence, evidence.challenger)],
+        alpha=alpha,
+    )
+    return asked, _on_grid(evidence, predicted, alpha=alpha)
+
+
+def difference(evidence: Evidence, trade_offs: Array, *, alpha: float) -> Sequence:
+    """Estimate challenger minus champion of a weighting of quality and minus scaled cost.
+
+    Args:
+        evidence: What both are compared on.
+        trade_offs: Weights of the two, shape (n, 2).
+        alpha: Probability, over all looks, that an end is beyond the truth, for each end.
+    """
+    champion, challenger = evidence.champion, evidence.challenger
+    scores = _scores(evidence, champion, challenger, _predicted(evidence), trade_offs)
+    return confidence_sequence(scores, evidence.units, alpha=alpha)
+
+
+def _predicted(evidence: Evidence) -> Array:
+    """Predict every arm's outcomes on every decision from the other folds', shape (n, K, 2)."""
+    return cross_fitted(
+        evidence.log.contexts,
+        evidence.log.arm,
+        evidence.log.outcomes,
+        evidence.log.folds,
+        num_arms=evidence.champion.shape[1],
+    )
+
+
+def _on_grid(evidence: Evidence, predicted: Array, *, alpha: float) -> dict[str, Uplift]:
+    """Estimate the uplift where every decision is scored at every preference of the grid."""
+    scores, weights = [], []
+    pairs = zip(evidence.grid, evidence.champion_on_grid, evidence.challenger_on_grid, strict=True)
+    rows = np.arange(len(evidence))
+    for point, champion, challenger in pairs:
+        trade_offs = np.array([[point.quality, point.cost]])
+        scores.append(_scores(evidence, champion, challenger, predicted, trade_offs))
+        weights.append(
+            [
+                importance_weights(pmf[rows, evidence.log.arm], evidence.log.propensity)
+                for pmf in (champion, challenger)
+            ]
+        )
+    w_quality = np.array([point.quality for point in evidence.grid])
+    found = {}
+    for region, points in preference_regions(w_quality).items():
+        mixed = np.mean([weights[point] for point in points], axis=0)
+        found[region] = _uplift(
+            evidence,
+            np.mean([scores[point] for point in points], axis=0),
+            [effective_sample_size(of_policy) for of_policy in mixed],
+            alpha=alpha,
+        )
+    return found
+
+
+def _scores(
+    evidence: Evidence, champion: Array, challenger: Array, predicted: Array, trade_offs: Array
+) -> Array:
+    """Score each decision: the estimator is linear, so two pmfs' difference scores as one."""
+    reward = (evidence.log.outcomes * trade_offs).sum(axis=1)
+    expected = (predicted * trade_offs[:, None, :]).sum(axis=2)
+    return doubly_robust(
+        challenger - champion, evidence.log.propensity, reward, evidence.log.arm, expected
+    )
+
+
+def _ess(evidence: Evidence, pmf: Array) -> float:
+    """Count the decisions that a policy's own would be worth."""
+    rows = np.arange(len(evidence))
+    weights = importance_weights(pmf[rows, evidence.log.arm], evidence.log.propensity)
+    return effective_sample_size(weights)
+
+
+def _uplift(evidence: Evidence, scores: Array, ess: list[float], *, alpha: float) -> Uplift:
+    """Put an estimate's ends and its effective size together."""
+    found: Sequence = confidence_sequence(scores, evidence.units, alpha=alpha)
+    return Uplift(
+        mean=found.mean,
+        lower=found.lower,
+        upper=found.upper,
+        units=found.units,
+        n=found.n,
+        ess=min(ess),
+    )
+
+
+def _harmed(regions: Mapping[str, Uplift], standards: Standards) -> list[str]:
+    """List the regions of preferences that lose too much, where enough is known of them."""
+    return [
+        name
+        for name, one in regions.items()
+        if name != OVERALL and one.ess >= standards.region_ess and one.mean < -standards.region_loss
+    ]
+
+
+def _finding(uplift: Uplift, harmed: list[str], standards: Standards) -> tuple[Finding, str]:
+    """Apply the standards."""
+    bar, shown = standards.bar, _interval(uplift)
+    if uplift.units < standards.min_units:
+        return Finding.UNDECIDED, f"{uplift.units} of {standards.min_units} units, {shown}"
+    # What is known to be worse does not pass as "not much worse".
+    if uplift.upper < 0.0:
+        return Finding.REJECT, f"worse: the upper end is below 0, {shown}"
+    if uplift.lower > bar and not harmed:
+        return Finding.PROMOTE, f"{standards.mode}: the lower end is above {bar:g}, {shown}"
+    if uplift.n >= standards.max_decisions:
+        why = f"the region {harmed[0]} loses" if harmed else f"the ends enclose {bar:g}"
+        return Finding.INCONCLUSIVE, f"inconclusive: {why}, {shown}"
+    if uplift.lower > bar:
+        return Finding.UNDECIDED, f"the region {harmed[0]} loses, {shown}"
+    return Finding.UNDECIDED, f"more evidence is needed, {shown}"
+
+
+def _interval(uplift: Uplift) -> str:
+    """Write an estimate in words."""
+    return (
+        f"uplift {uplift.mean:+.4f} in [{uplift.lower:+.4f}, {uplift.upper:+.4f}] on {uplift.n} "
+        f"decisions, {uplift.ess:.0f} effective"
+    )

@@ -1,0 +1,92 @@
+"""The gate's benchmark: its traffic is what it says, its pairs differ as they should, it counts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from outcome_tables import some_outcomes
+
+from pipelines.gate_bench import (
+    BAD_KINDS,
+    GatePlan,
+    NoSuchChallenger,
+    Versions,
+    draw_pair,
+    make_versions,
+    run_gate_bench,
+)
+from pipelines.gate_world import World, draw_traffic, make_world
+from policies.evaluation import estimate, ips
+
+OUTCOMES = some_outcomes(400)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(OUTCOMES, learner="posterior", seed=0)
+
+
+@pytest.fixture(scope="module")
+def versions(world: World) -> Versions:
+    return make_versions(world)
+
+
+def test_each_versions_value_estimated_from_the_mixed_log_agrees_with_the_truth(
+    world: World, versions: Versions
+) -> None:
+    champion, challenger = versions.weak[0], versions.chains[0][-1]
+    rng = np.random.default_rng(0)
+    traffic = draw_traffic(world, champion, challenger, 30_000, share=0.2, rng=rng)
+    log = traffic.evidence(world, champion, challenger, 30_000)
+    trade_offs = np.stack([log.w_quality, 1 - log.w_quality], axis=1)
+    reward = (log.log.outcomes * trade_offs).sum(axis=1)
+    rows = np.arange(len(log))
+    for choices, pmf in ((champion, log.champion), (challenger, log.challenger)):
+        found = estimate(ips(pmf[rows, log.log.arm], log.log.propensity, reward), level=0.999)
+        assert found.lower < world.truth(choices) < found.upper
+        assert found.upper - found.lower < 0.1
+
+
+def test_sessions_go_to_one_side(world: World, versions: Versions) -> None:
+    """Champion and canary that never take the same arm show who decided."""
+    num_prompts, num_arms = world.outcomes.shape[:2]
+    first, last = (np.zeros((11, num_prompts, num_arms)) for _ in range(2))
+    first[..., 0], last[..., -1] = 1.0, 1.0
+    rng = np.random.default_rng(1)
+    traffic = draw_traffic(world, first, last, 5_000, share=0.2, rng=rng)
+    on_canary = traffic.arm == num_arms - 1
+    of_unit = np.bincount(traffic.units, weights=on_canary) / np.maximum(
+        np.bincount(traffic.units), 1
+    )
+    assert set(np.unique(of_unit)) == {0.0, 1.0}
+    assert on_canary.mean() == pytest.approx(0.2, abs=0.05)
+    np.testing.assert_allclose(traffic.propensity, np.where(on_canary, 0.2, 0.8))
+
+
+@pytest.mark.parametrize("kind", [*BAD_KINDS, "good", "routine"])
+def test_pairs_differ_in_truth_as_their_kind_asks(
+    world: World, versions: Versions, kind: str
+) -> None:
+    effect = 0.004
+    champion, challenger = draw_pair(kind, world, versions, effect, np.random.default_rng(2))
+    gain = world.truth(challenger) - world.truth(champion)
+    assert {"good": gain >= effect, "routine": abs(gain) <= effect / 10}.get(kind, gain <= -effect)
+
+
+def test_an_effect_that_no_version_has_is_an_error_that_says_so(
+    world: World, versions: Versions
+) -> None:
+    with pytest.raises(NoSuchChallenger, match="shuffled_arms"):
+        draw_pair("shuffled_arms", world, versions, 5.0, np.random.default_rng(0))
+
+
+def test_the_object_has_the_agreed_form() -> None:
+    found = run_gate_bench(GatePlan(runs=2, effect=0.005), OUTCOMES)
+    assert set(found) == {"bad", "good", "routine", "coverage"}
+    assert set(found["bad"]) == set(BAD_KINDS)
+    assert all(one["runs"] == 2 for one in found["bad"].values())
+    assert set(found["good"]) == {"promoted", "runs", "median_decisions"} == set(found["routine"])
+    assert set(found["coverage"]) == {"ips", "snips", "dr"}
+    assert json.loads(json.dumps(found)) == found
