@@ -18,6 +18,7 @@ from policies.versions import AliasMove, VersionInfo
 FINDING: Final = "finding"
 FROM_SEQ: Final = "compared_from_seq"
 AGAINST: Final = "compared_with"
+COMPARED_AS: Final = "compared_as"
 ON_PROBATION: Final = "probation"
 
 
@@ -99,8 +100,11 @@ class JudgeStatus:
 class Comparison:
     """Reads the decisions of champion and the version beside it, as they mature."""
 
-    def __init__(self, log: EvidenceLog, *, champion: int, beside: int, after_seq: int) -> None:
+    def __init__(
+        self, log: EvidenceLog, *, champion: int, beside: int, after_seq: int, is_control: bool
+    ) -> None:
         self.log, self.pair, self._read_to = log, (champion, beside), after_seq
+        self.is_control = is_control
         self.look_at = 0
 
     def refresh(self, source: InteractionSource) -> None:

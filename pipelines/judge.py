@@ -1,9 +1,9 @@
 """Watches what serves: tries challengers on a share of the traffic, and guards new champions.
 
-One comparison runs at a time, of the champion with the version beside it. A newer one beside it is
-a challenger on trial: it is promoted or rejected. An older one is the predecessor of a champion on
-probation, its control: where the champion is surely worse it goes back by itself. What a
-comparison rests on is in ledger and registry, so a restart goes on where it was.
+One comparison runs at a time, of the champion with the version beside it. That is a challenger on
+trial, which is promoted or rejected; or the predecessor of a champion on probation, its control:
+where the champion is surely worse it goes back by itself. What a comparison rests on is in ledger
+and registry, so a restart goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final
 
 from pipelines.comparison import (
     AGAINST,
+    COMPARED_AS,
     FINDING,
     FROM_SEQ,
     ON_PROBATION,
@@ -31,7 +32,7 @@ from pipelines.rows import PAGE_ROWS, InteractionSource, heldout_mask, last_seq
 from policies.errors import ArtifactError, Conflict
 from policies.events import EventKind
 from policies.learners import load_policy
-from policies.versions import CHALLENGER, QUARANTINED, VersionInfo
+from policies.versions import CANARY, CHALLENGER, QUARANTINED, VersionInfo
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ class Judge:
         move = self._registry.last_move()
         if move is None or move.version != champion or move.previous is None:
             return None
-        done = ON_PROBATION in known[champion].tags or self._plan.guard.decisions == 0
+        passed = known[champion].tags.get(ON_PROBATION) == _passed(move.previous)
+        done = passed or self._plan.guard.decisions == 0
         before = known.get(move.previous)
         if done or move.kind == "rollback" or before is None or _quarantined(before):
             return None
@@ -143,7 +145,7 @@ class Judge:
             if found.finding is Finding.REJECT:
                 self._conclude(found, challenger.version, champion.version)
                 return
-        self._put_beside(challenger.version, champion.version, "canary")
+        self._put_beside(challenger.version, champion.version, CANARY)
 
     def _read_held_out(self, log: EvidenceLog, after_seq: int) -> None:
         """Add the decisions on prompts that nothing is trained on."""
@@ -157,7 +159,7 @@ class Judge:
     def _put_beside(self, version: int, champion: int, stage: str) -> None:
         """Let a version decide for its share, and note from where on that counts."""
         seq = str(self._source.last_seq())
-        self._registry.tag(version, {FROM_SEQ: seq, AGAINST: str(champion)})
+        self._registry.tag(version, {FROM_SEQ: seq, AGAINST: str(champion), COMPARED_AS: stage})
         self._registry.start_canary(version, instead_of=champion)
         why = f"beside {champion}, {stage}"
         self._events.emit(EventKind.CANARY, who=WHO, why=why, version=version, champion=champion)
@@ -167,12 +169,12 @@ class Judge:
         comparison = self._running(champion, beside)
         comparison.refresh(self._source)
         self.status.decisions = len(comparison.log)
-        self.status.stage = ON_PROBATION if beside < champion else "canary"
+        self.status.stage = ON_PROBATION if comparison.is_control else CANARY
         if len(comparison.log) < max(MIN_ROWS, comparison.look_at):
             return
         evidence = comparison.log.evidence()
         comparison.look_at = self.status.needed = next_look(len(evidence))
-        if beside < champion:
+        if comparison.is_control:
             self._guard(evidence, champion, beside)
         else:
             self._try(evidence, champion, beside)
@@ -183,9 +185,14 @@ class Judge:
             tags = next(one.tags for one in self._registry.versions() if one.version == beside)
             begun = tags.get(AGAINST) == str(champion) and FROM_SEQ in tags
             after_seq = int(tags[FROM_SEQ]) if begun else self._source.last_seq()
-            log = self._log(champion, beside)
+            # Whoever named a version beside the champion by hand: an older one is its control.
+            role = ON_PROBATION if beside < champion else CANARY
             self._comparison = Comparison(
-                log, champion=champion, beside=beside, after_seq=after_seq
+                self._log(champion, beside),
+                champion=champion,
+                beside=beside,
+                after_seq=after_seq,
+                is_control=(tags.get(COMPARED_AS, role) if begun else role) == ON_PROBATION,
             )
         return self._comparison
 
@@ -216,7 +223,7 @@ class Judge:
         if reason is not None:
             self._go_back(champion, control, reason)
         elif len(evidence) >= self._plan.guard.decisions:
-            self._registry.tag(champion, {ON_PROBATION: f"passed beside {control}"})
+            self._registry.tag(champion, {ON_PROBATION: _passed(control)})
             self._registry.stop_canary()
             self.status.last = f"version {champion} passed its probation beside {control}"
 
@@ -275,6 +282,11 @@ class Judge:
                 allowed=serving.encoder_id,
             )
         return EvidenceLog(serving, beside, cost_ceiling_usd=self._plan.cost_ceiling_usd)
+
+
+def _passed(control: int) -> str:
+    """Word what a champion carries that was not worse than its predecessor."""
+    return f"passed beside {control}"
 
 
 def _quarantined(version: VersionInfo) -> bool:
