@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from service_load import PRICES, Load
 from service_process import StartService
-from test_loop import PRICES, Load
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -1,0 +1,74 @@
+"""Clients of a running service, in a world of three models whose worth is fixed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import httpx
+
+PRICES = {
+    "cheap": {"input_usd_per_mtok": 0.1, "output_usd_per_mtok": 0.4},
+    "middle": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 4.0},
+    "dear": {"input_usd_per_mtok": 5.0, "output_usd_per_mtok": 25.0},
+}
+QUALITY = {"cheap": 0.4, "middle": 0.7, "dear": 0.9}
+COST_USD = {"cheap": 0.0002, "middle": 0.002, "dear": 0.01}
+
+
+class Load:
+    """Closed-loop clients that route, and report outcomes, until they are stopped."""
+
+    def __init__(self, url: str, *, clients: int, feedback: bool = True) -> None:
+        self.answers: list[tuple[float, int, dict[str, Any]]] = []
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(url, number, feedback))
+            for number in range(clients)
+        ]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, url: str, number: int, feedback: bool) -> None:
+        turn = 0
+        with httpx.Client(base_url=url, timeout=60.0) as http:
+            while not self._stop.is_set():
+                turn += 1
+                weight = (number * 7 + turn) % 11 / 10
+                body = {
+                    "prompt": f"Question {turn} of client {number}: what is {turn} + {number}?",
+                    "preference": {"quality": weight, "cost": 1 - weight},
+                }
+                try:
+                    answer = http.post("/v1/route", json=body)
+                    if answer.status_code != httpx.codes.OK:
+                        self.failures.append(answer.text)
+                        continue
+                    decision = answer.json()
+                    self.answers.append((time.time(), number, decision))
+                    if feedback:
+                        model = decision["model"]
+                        report = {
+                            "decision_id": decision["decision_id"],
+                            "quality": QUALITY[model],
+                            "cost_usd": COST_USD[model],
+                        }
+                        told = http.post("/v1/feedback", json=report)
+                        if told.status_code != httpx.codes.ACCEPTED:
+                            self.failures.append(told.text)
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+
+    def versions(self) -> set[int]:
+        """Which versions have answered so far."""
+        return {decision["policy_version"] for _, _, decision in self.answers}
