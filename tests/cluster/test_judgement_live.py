@@ -17,7 +17,6 @@ def test_a_harmful_version_forced_to_champion_goes_back_by_itself(
     service = start_service(
         tmp_path,
         gate="evidence",
-        encoder="static",
         retrain_min_interactions=300,
         shadow_decisions=50,
         probation_decisions=800,
