@@ -83,7 +83,7 @@ def test_an_effect_that_no_version_has_is_an_error_that_says_so(
 
 
 def test_the_object_has_the_agreed_form() -> None:
-    found = run_gate_bench(GatePlan(runs=2, effect=0.015), OUTCOMES)
+    found = run_gate_bench(GatePlan(runs=2, effect=0.04), OUTCOMES)
     assert set(found) == {"bad", "good", "routine", "coverage"}
     assert set(found["bad"]) == set(BAD_KINDS)
     assert all(one["runs"] == 2 for one in found["bad"].values())
