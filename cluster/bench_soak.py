@@ -61,7 +61,7 @@ def growth(values: Sequence[float]) -> dict[str, float]:
         values: Unique memory at even distances in time, MB, at least one.
 
     >>> growth([10.0, 50.0, 50.0, 51.0, 52.0])
-    {'start': 50.0, 'grown': 2.0, 'may_grow': 20.0}
+    {'start': 50.0, 'grown': 2.1, 'may_grow': 20.0}
     """
     warm = np.array(values[int(np.ceil(WARM_UP_SHARE * (len(values) - 1))) :])
     times = np.arange(len(warm))
