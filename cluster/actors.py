@@ -140,8 +140,8 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
 
 
 def judge_plan(settings: Settings) -> JudgePlan | None:
-    """Pick what is asked of challengers and new champions; None where estimates promote."""
-    if settings.gate == "estimate":
+    """Pick what is asked of challengers and new champions; None where none is tried."""
+    if settings.gate == "estimate" or settings.apprentice is not None:
         return None
     return JudgePlan(
         cost_ceiling_usd=settings.cost_ceiling_usd,
@@ -173,4 +173,5 @@ def training_plan(settings: Settings) -> TrainingPlan:
         tolerance=settings.retrain_tolerance,
         rollback_hold_s=settings.rollback_hold_s,
         on_evidence=settings.gate == "evidence",
+        apprentice=settings.apprentice,
     )

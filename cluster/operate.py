@@ -276,6 +276,11 @@ def status(url: UrlOption = None, key: KeyOption = None, json: JsonOption = Fals
         rows = values.items() if isinstance(values, dict) else (("", values),)
         for what, value in rows:
             table.add_row(part, what, str(value))
+    learning = answer["trainer"].get("apprentice")
+    if learning is not None:
+        console.print(f"{learning['model']} decides: {learning['reason'] or 'yes'}")
+        for learner, found in learning["learners"].items():
+            console.print(f"{learner}: {found['reason']}")
     _show(table, answer, json=json)
 
 

@@ -194,6 +194,13 @@ class Settings(BaseSettings):
         description="With gate = estimate: reward by which a retrained version may seem worse on "
         "held-out decisions than a champion of its own learner and still replace it.",
     )
+    apprentice: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Name of the one model that decides everything, while the learners learn from "
+        "it and `barp status` shows what they would have gained; none by default.",
+    )
     gate: Literal["evidence", "estimate"] = Field(
         default="evidence",
         description="What promotes: trials on live traffic at a stated error rate, with a "

@@ -122,6 +122,14 @@ class EvidenceLog:
         """Count the decisions."""
         return len(self._outcomes)
 
+    def __contains__(self, decision_id: object) -> bool:
+        """Say whether a decision is laid out."""
+        return decision_id in self._rows
+
+    def challenged_by(self, challenger: Policy) -> None:
+        """Ask another challenger about the rows that are added from now on."""
+        self._policies = (self._policies[0], challenger)
+
     def add(self, rows: pa.Table, prices: Mapping[int, PriceTable]) -> None:
         """Take up rows of one encoder, schema INTERACTION_SCHEMA; incomplete ones are left out.
 

@@ -85,6 +85,20 @@ def champion_before(way: Sequence[int], *, quarantined: Collection[int]) -> int 
     return next(fit, None)
 
 
+def unmoved(version: int, *, who: str, at: str, kind: MoveKind) -> AliasMove:
+    """Say that a version was to be made champion that is it already."""
+    return AliasMove(
+        alias=CHAMPION,
+        version=version,
+        previous=version,
+        who=who,
+        why="nothing to do: it is the champion already",
+        at=at,
+        kind=kind,
+        moved=False,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
     """A move that is written down, but not known to be done.

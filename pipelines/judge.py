@@ -31,6 +31,7 @@ from pipelines.judgement import Finding, Judgement, Mode, Standards, decide, nex
 from pipelines.rows import PAGE_ROWS, InteractionSource, heldout_mask, last_seq
 from policies.errors import ArtifactError, Conflict
 from policies.events import EventKind
+from policies.fixed import FIXED
 from policies.learners import load_policy
 from policies.versions import CANARY, CHALLENGER, QUARANTINED, VersionInfo
 
@@ -112,7 +113,9 @@ class Judge:
         if move is None or move.version != champion or move.previous is None:
             return None
         passed = known[champion].tags.get(ON_PROBATION) == _passed(move.previous)
-        done = passed or self._plan.guard.decisions == 0
+        # A rule that somebody set is no version of a learner that could have turned out worse.
+        is_rule = known[champion].kind == FIXED
+        done = passed or is_rule or self._plan.guard.decisions == 0
         before = known.get(move.previous)
         if done or move.kind == "rollback" or before is None or _quarantined(before):
             return None

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pipelines.events import EventSink
-from pipelines.history import MS_PER_S, AliasHistory, champion_before, iso, way_to_champion
+from pipelines.history import MS_PER_S, AliasHistory, champion_before, iso, unmoved, way_to_champion
 from pipelines.promotion_ports import PromotionStatus, PublisherPort, VersionStore
-from policies.artifact import PolicyArtifact
-from policies.errors import ArtifactError, Conflict, EncoderMismatch, Unavailable, UnknownVersion
+from pipelines.servable import DEFAULT_CANARY_SHARE, Servable
+from policies.errors import ArtifactError, Conflict, Unavailable, UnknownVersion
 from policies.events import EventKind
 from policies.publication import Canary
 from policies.versions import CANARY, CHAMPION, PREVIOUS, AliasMove, MoveKind
@@ -25,7 +25,6 @@ MOVES_LOOKED_AT: Final = 500
 FOREIGN: Final = "mlflow"
 # What a rollback promises: all replicas within a second.
 ROLLOUT_WAIT_S: Final = 1.0
-DEFAULT_CANARY_SHARE: Final = 0.2
 
 
 class Promotion:
@@ -56,8 +55,8 @@ class Promotion:
     ) -> None:
         """Settle what a crash left half done, then read back what serves."""
         self._store, self._publisher, self._clock = store, publisher, clock
-        self._events, self._encoder_id = events, encoder_id
-        self._canary_share, self._canary = canary_share, store.pointed_at(CANARY)
+        self._events, self._canary = events, store.pointed_at(CANARY)
+        self._servable = Servable(store, encoder_id=encoder_id, canary_share=canary_share)
         self._history = AliasHistory(store, clock=clock)
         self._refused: str | None = None
         last = self._history.moves(limit=1)
@@ -99,21 +98,12 @@ class Promotion:
                 value=instead_of,
                 allowed=str(self._champion),
             )
-        files = self._checked(version)
+        files = self._servable.files(version)
         if version != self._champion:
             return self._move(version, files, who=who, why=why, kind=kind)
         if self._store.pointed_at(CHAMPION) != version:
             self._store.point(CHAMPION, version)
-        return AliasMove(
-            alias=CHAMPION,
-            version=version,
-            previous=version,
-            who=who,
-            why="nothing to do: it is the champion already",
-            at=iso(int(self._clock() * MS_PER_S)),
-            kind=kind,
-            moved=False,
-        )
+        return unmoved(version, who=who, at=iso(int(self._clock() * MS_PER_S)), kind=kind)
 
     def rollback(self, *, to: int | None, who: str, why: str) -> AliasMove:
         """Make an older version the champion again.
@@ -160,8 +150,8 @@ class Promotion:
                 value=instead_of,
                 allowed=str(self._champion),
             )
-        files = self._checked(self._champion)
-        canary = self._on_trial(version, files)
+        files = self._servable.files(self._champion)
+        canary = self._servable.canary(version, files)
         self._store.point(CANARY, version)
         self._canary = version
         logger.info("version %d on trial beside %d", version, self._champion)
@@ -194,7 +184,7 @@ class Promotion:
         champion = self._champion
         if champion is not None and self._publisher.deciding() != (champion, self._canary):
             files = self._store.files(champion)
-            canary = None if self._canary is None else self._on_trial(self._canary, files)
+            canary = None if self._canary is None else self._servable.canary(self._canary, files)
             self._publisher.publish(champion, files, canary)
 
     def _follow_canary(self) -> None:
@@ -204,27 +194,11 @@ class Promotion:
             return
         if version is not None:
             try:
-                self._on_trial(version, self._store.files(self._champion))
+                self._servable.canary(version, self._store.files(self._champion))
             except (UnknownVersion, ArtifactError) as error:
                 self._refuse(f"{CANARY} points at {version}: {error}", version=version)
                 version = None
         self._canary = version
-
-    def _on_trial(self, version: int, champion_files: Mapping[str, bytes]) -> Canary:
-        """Read a version that can be tried beside the champion; see `start_canary` for errors."""
-        canary = Canary(version=version, files=self._checked(version), share=self._canary_share)
-        encoders = [
-            artifact.encoder_id
-            for artifact in (canary.artifact(), PolicyArtifact.from_files(champion_files))
-        ]
-        if encoders[0] != encoders[1]:
-            raise ArtifactError(
-                f"version {version} was trained on encoder {encoders[0]}",
-                field="encoder_id",
-                value=encoders[0],
-                allowed=encoders[1],
-            )
-        return canary
 
     def _refuse(self, reason: str, *, version: int | None) -> None:
         """Say once why an alias is not obeyed."""
@@ -243,27 +217,12 @@ class Promotion:
         try:
             if version is None:
                 raise UnknownVersion("the alias is gone", field="version")
-            files = self._checked(version)
+            files = self._servable.files(version)
         except (UnknownVersion, ArtifactError) as error:
             self._refuse(f"{CHAMPION} points at {version}: {error}", version=version)
         else:
             why = "alias moved with MLflow's own client or page"
             self._move(version, files, who=FOREIGN, why=why, kind="alias_followed")
-
-    def _checked(self, version: int) -> dict[str, bytes]:
-        """Read the files of a version that can serve; raises UnknownVersion or ArtifactError."""
-        files = self._store.files(version)
-        encoder_id = PolicyArtifact.from_files(files).encoder_id
-        if self._encoder_id not in (None, encoder_id):
-            raise EncoderMismatch(
-                f"version {version} was trained on encoder {encoder_id}, the replicas run "
-                f"{self._encoder_id}: start the service with encoder_dir set to that encoder; it "
-                "then serves the newest version that fits, and any other can be promoted",
-                field="version",
-                value=version,
-                allowed=f"a version of encoder {self._encoder_id}",
-            )
-        return files
 
     def _move(
         self, version: int, files: Mapping[str, bytes], *, who: str, why: str, kind: MoveKind

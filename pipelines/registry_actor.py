@@ -11,9 +11,10 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 from pipelines.events import EventOutbox
-from pipelines.promotion import DEFAULT_CANARY_SHARE, Promotion
+from pipelines.promotion import Promotion
 from pipelines.registry import MAX_LISTED, Registry
 from pipelines.remote import RemotePublisher
+from pipelines.servable import DEFAULT_CANARY_SHARE
 from policies.artifact import PolicyArtifact
 from policies.versions import CHALLENGER, AliasMove, VersionInfo
 

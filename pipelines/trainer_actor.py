@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from pipelines.apprentice import Apprentice
 from pipelines.comparison import JudgePlan
 from pipelines.events import EventOutbox
 from pipelines.judge import Judge
@@ -66,7 +67,8 @@ class TrainerActor:
         """Start to look for new interactions; registry and aggregator may come up later.
 
         With a plan for judging, trials and the guardrail run beside the trainings, in a thread of
-        their own: a training may take longer than a harmful version may serve.
+        their own: a training may take longer than a harmful version may serve. Where one model
+        decides everything, what the learners would have gained is looked at there instead.
         """
         self._plan, self._kinds = plan, tuple(learners)
         self._num_learners, self._learner_cpus = num_learners, learner_cpus
@@ -78,8 +80,9 @@ class TrainerActor:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
         self._judging = judging
         self._judge: Judge | None = None
+        self._apprentice: Apprentice | None = None
         self._judge_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judging")
-        if judging is not None:
+        if judging is not None or plan.apprentice is not None:
             every_s = judge_every_s
             self._watching = asyncio.get_running_loop().create_task(self._watch(every_s))
         self._looking = asyncio.get_running_loop().create_task(self._look(poll_s))
@@ -104,7 +107,8 @@ class TrainerActor:
         loop = {"loop_failures": self._failures, "last_loop_failure": self._last_failure or None}
         judged = None if self._judge is None else asdict(self._judge.status)
         failed = {"judge_failures": self._judge_failures, "judge": judged}
-        return asdict(made) | loop | failed
+        learning = None if self._apprentice is None else asdict(self._apprentice.status)
+        return asdict(made) | loop | failed | {"apprentice": learning}
 
     async def _watch(self, every_s: float) -> None:
         """Let the judge take a step; a failure is counted and makes the next one wait longer."""
@@ -122,17 +126,26 @@ class TrainerActor:
 
     def _step(self) -> None:
         """Take one step of judging, once there is a trainer to have bootstrapped."""
-        if self._trainer is None or self._judging is None:
+        if self._trainer is None:
             return
-        if self._judge is None:
-            self._judge = Judge(
+        if self._plan.apprentice is not None:
+            self._apprentice = self._apprentice or Apprentice(
+                RemoteInteractions(self._aggregator),
+                RemoteRegistry(self._registry),
+                model=self._plan.apprentice,
+                cost_ceiling_usd=self._plan.cost_ceiling_usd,
+                events=self._events,
+            )
+            self._apprentice.step()
+        elif self._judging is not None:
+            self._judge = self._judge or Judge(
                 RemoteInteractions(self._aggregator),
                 RemoteRegistry(self._registry),
                 plan=self._judging,
                 events=self._events,
                 held=self._trainer.held,
             )
-        self._judge.step()
+            self._judge.step()
 
     async def _look(self, every_s: float) -> None:
         """Train when it is due; a failure is counted and makes the next look wait longer."""

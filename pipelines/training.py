@@ -21,6 +21,8 @@ class TrainingPlan:
             so long, seconds.
         on_evidence: Leave promotions to trials on live traffic; else an estimate on held-out
             decisions promotes at once.
+        apprentice: The model that decides everything while the learners only learn; None lets them
+            serve.
         encoder_dir: Where the encoder lies; MLflow's loader encodes prompts with it.
         cost_ceiling_usd: USD at and above which a call counts as fully expensive.
         exploration_total: Probability shared evenly over the arms offered.
@@ -47,6 +49,7 @@ class TrainingPlan:
     tolerance: float = 0.0
     rollback_hold_s: float = 0.0
     on_evidence: bool = False
+    apprentice: str | None = None
     encoder_dir: str | None = None
 
 

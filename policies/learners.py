@@ -10,6 +10,7 @@ from policies.bandits import BANDITS, BanditPolicy
 from policies.barp import BarpLearner, BarpPolicy
 from policies.barp_dr import BarpDrLearner
 from policies.errors import ArtifactError
+from policies.fixed import FIXED, FixedPolicy
 from policies.learning import Learner, LearnerSpec
 from policies.policy import Policy
 from policies.posterior import PosteriorPolicy
@@ -28,6 +29,7 @@ POLICIES: Final[Mapping[str, Callable[[PolicyArtifact], Policy]]] = {
     "barp": BarpPolicy,
     "barp-dr": BarpPolicy,
     "posterior": PosteriorPolicy,
+    FIXED: FixedPolicy,
     **dict.fromkeys(BANDITS, BanditPolicy),
 }
 
