@@ -150,7 +150,11 @@ def judge_plan(settings: Settings) -> JudgePlan | None:
         shadow_decisions=settings.shadow_decisions,
         margin=settings.gate_margin,
         max_decisions=settings.gate_max_decisions,
-        guard=Guard(decisions=settings.probation_decisions, loss=settings.guardrail_loss),
+        guard=Guard(
+            decisions=settings.probation_decisions,
+            loss=settings.guardrail_loss,
+            answer_within_s=settings.guardrail_answer_s,
+        ),
     )
 
 

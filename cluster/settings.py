@@ -241,6 +241,12 @@ class Settings(BaseSettings):
         lt=1,
         description="Reward by which a new champion may be worse than its predecessor.",
     )
+    guardrail_answer_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="How long after a decision its feedback is there, if it comes at all: the "
+        "guardrail compares how often that is so, s.",
+    )
     rollback_hold_s: float = Field(
         default=600.0,
         ge=0,

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.answers import Answer
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
 from pipelines.earnings import Earned
 from pipelines.events import EventOutbox, EventSink
@@ -151,6 +152,13 @@ class Aggregator:
     async def earned(self, after_seq: int, up_to_seq: int, ceiling_usd: float) -> list[Earned]:
         """Sum what interactions brought by version; see `Ledger.earned`."""
         return await self._read(partial(self._ledger.earned, after_seq, up_to_seq, ceiling_usd))
+
+    async def answers(
+        self, champion: int, canary: int, after_id: str, within_s: float, limit: int
+    ) -> list[Answer]:
+        """Read which decisions of two versions got feedback in time; see `Ledger.answers`."""
+        read = partial(self._ledger.answers, champion, canary)
+        return await self._read(partial(read, after_id=after_id, within_s=within_s, limit=limit))
 
     async def counts(self) -> LedgerCounts:
         """Count what the ledger has seen."""
@@ -319,6 +327,12 @@ class AggregatorActor:
     async def earned(self, after_seq: int, up_to_seq: int, ceiling_usd: float) -> list[Earned]:
         """See `Aggregator.earned`."""
         return await self._aggregator.earned(after_seq, up_to_seq, ceiling_usd)
+
+    async def answers(
+        self, champion: int, canary: int, after_id: str, within_s: float, limit: int
+    ) -> list[Answer]:
+        """See `Aggregator.answers`."""
+        return await self._aggregator.answers(champion, canary, after_id, within_s, limit)
 
     async def counts(self) -> LedgerCounts:
         """See `Aggregator.counts`."""

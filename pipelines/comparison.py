@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 import pyarrow.compute as pc
 
+from pipelines.answers import Answer
 from pipelines.evidence import EvidenceLog
 from pipelines.guardrail import Guard
 from pipelines.rows import PAGE_ROWS, InteractionSource, last_seq
@@ -20,6 +21,15 @@ FROM_SEQ: Final = "compared_from_seq"
 AGAINST: Final = "compared_with"
 COMPARED_AS: Final = "compared_as"
 ON_PROBATION: Final = "probation"
+
+
+class JudgeSource(InteractionSource, Protocol):
+    """Where interactions, prices and feedback are read. Every method raises Unavailable."""
+
+    def answers(
+        self, champion: int, canary: int, *, after_id: str, within_s: float, limit: int
+    ) -> list[Answer]:
+        """Read which decisions of two versions got feedback in time, in order of their ids."""
 
 
 class JudgeRegistry(Protocol):
@@ -101,11 +111,31 @@ class Comparison:
     """Reads the decisions of champion and the version beside it, as they mature."""
 
     def __init__(
-        self, log: EvidenceLog, *, champion: int, beside: int, after_seq: int, is_control: bool
+        self,
+        log: EvidenceLog,
+        *,
+        champion: int,
+        beside: int,
+        after_seq: int,
+        after_id: str,
+        is_control: bool,
     ) -> None:
         self.log, self.pair, self._read_to = log, (champion, beside), after_seq
-        self.is_control = is_control
+        self.is_control, self._answered_to = is_control, after_id
+        self.answers: list[Answer] = []
         self.look_at = 0
+
+    def __len__(self) -> int:
+        """Count the decisions that something is known of."""
+        return max(len(self.log), len(self.answers))
+
+    def hear(self, source: JudgeSource, *, within_s: float) -> None:
+        """Take up which decisions got feedback in time; raises Unavailable."""
+        while found := source.answers(
+            *self.pair, after_id=self._answered_to, within_s=within_s, limit=PAGE_ROWS
+        ):
+            self.answers += found
+            self._answered_to = found[-1].decision_id
 
     def refresh(self, source: InteractionSource) -> None:
         """Take up what has matured since; raises Unavailable."""

@@ -6,15 +6,18 @@ time: what changes for both, as prices, providers or judges do, is no difference
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.answers import Answer
 from pipelines.evidence import Evidence
 from pipelines.judgement import difference
 from policies.evaluation import importance_weights
+from policies.sequences import confidence_sequence
 
 Array = NDArray[np.float64]
 # Below this share of the exploration that was asked for, off-policy estimates lose their ground.
@@ -30,13 +33,17 @@ class Guard:
         decisions: How long it is on probation; 0 lets it serve alone at once.
         loss: Reward that it may lose against its predecessor.
         cost_rise: Share by which its calls may cost more, unless its reward is surely higher.
-        alpha: Probability of a false alarm over all looks of one probation, for each of the two.
+        feedback_fall: Share of decisions by which feedback may come less often.
+        answer_within_s: Time after a decision by which feedback counts as come, seconds.
+        alpha: Probability of a false alarm over all looks of one probation, for each of the four.
         min_units: Independent units before the first look: the ends are asymptotic.
     """
 
     decisions: int = 2_000
     loss: float = 0.01
     cost_rise: float = 0.5
+    feedback_fall: float = 0.05
+    answer_within_s: float = 30.0
     alpha: float = 0.01
     min_units: int = 200
 
@@ -61,6 +68,41 @@ def breach(evidence: Evidence, guard: Guard) -> str | None:
             f"cost rose by {-saved.mean:.4f} of the ceiling, surely by more than "
             f"{guard.cost_rise:.0%}, on {saved.n} decisions, and reward did not"
         )
+    return None
+
+
+def silence(answers: Sequence[Answer], guard: Guard) -> str | None:
+    """Say in words by how much less often a champion's decisions get feedback, or None.
+
+    Calls that fail are seldom reported at all, so the share of decisions of which nothing was heard
+    is the error rate that a router can see. Both versions' decisions were given the same time.
+
+    Args:
+        answers: Decisions of champion and predecessor side by side, all looked at equally late.
+        guard: What the champion is held to.
+    """
+    if not answers:
+        return None
+    names: dict[str, int] = {}
+    units = np.array([names.setdefault(one.unit, len(names)) for one in answers], dtype=np.int64)
+    if len(names) < guard.min_units:
+        return None
+    share = np.array([one.canary_share for one in answers])
+    by_control = np.array([one.by_canary for one in answers])
+    # Champion minus predecessor: whichever drew, weighed by how likely it was to.
+    side = np.where(by_control, -1.0 / share, 1.0 / (1.0 - share))
+    for words, came in (
+        ("decisions of which anything is heard", [one.reported for one in answers]),
+        ("decisions with a quality", [one.judged for one in answers]),
+    ):
+        value = np.array(came, dtype=np.float64)
+        change = confidence_sequence((value - value.mean()) * side, units, alpha=guard.alpha)
+        if change.upper < -guard.feedback_fall:
+            return (
+                f"the share of {words} within {guard.answer_within_s:g} s fell by "
+                f"{-change.mean:.1%}, surely by more than {guard.feedback_fall:.0%}, on {change.n} "
+                "decisions"
+            )
     return None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Final
 
 from pipelines.comparison import (
@@ -22,16 +23,18 @@ from pipelines.comparison import (
     Comparison,
     JudgePlan,
     JudgeRegistry,
+    JudgeSource,
     JudgeStatus,
 )
 from pipelines.events import EventSink
 from pipelines.evidence import MIN_ROWS, Evidence, EvidenceLog
-from pipelines.guardrail import breach, exploration_collapse
+from pipelines.guardrail import breach, exploration_collapse, silence
 from pipelines.judgement import Finding, Judgement, Mode, Standards, decide, next_look, screen
-from pipelines.rows import PAGE_ROWS, InteractionSource, heldout_mask, last_seq
+from pipelines.rows import PAGE_ROWS, heldout_mask, last_seq
 from policies.errors import ArtifactError, Conflict
 from policies.events import EventKind
 from policies.fixed import FIXED
+from policies.interaction import first_id_at
 from policies.learners import load_policy
 from policies.versions import CANARY, CHALLENGER, QUARANTINED, VersionInfo
 
@@ -40,6 +43,8 @@ logger = logging.getLogger(__name__)
 WHO: Final = "gate"
 GUARDRAIL: Final = "guardrail"
 MAX_TAG: Final = 4_000
+# Replicas, which name decisions, may run on other machines than the registry.
+CLOCKS_APART_MS: Final = 60_000
 
 
 class Judge:
@@ -55,7 +60,7 @@ class Judge:
 
     def __init__(
         self,
-        source: InteractionSource,
+        source: JudgeSource,
         registry: JudgeRegistry,
         *,
         plan: JudgePlan,
@@ -171,16 +176,18 @@ class Judge:
         """Take up what is new of the comparison that runs; look where it is time."""
         comparison = self._running(champion, beside)
         comparison.refresh(self._source)
+        if comparison.is_control:
+            within_s = self._plan.guard.answer_within_s
+            comparison.hear(self._source, within_s=within_s)
         self.status.decisions = len(comparison.log)
         self.status.stage = ON_PROBATION if comparison.is_control else CANARY
-        if len(comparison.log) < max(MIN_ROWS, comparison.look_at):
+        if len(comparison) < max(MIN_ROWS, comparison.look_at):
             return
-        evidence = comparison.log.evidence()
-        comparison.look_at = self.status.needed = next_look(len(evidence))
+        comparison.look_at = self.status.needed = next_look(len(comparison))
         if comparison.is_control:
-            self._guard(evidence, champion, beside)
+            self._guard(comparison, champion, beside)
         else:
-            self._try(evidence, champion, beside)
+            self._try(comparison.log.evidence(), champion, beside)
 
     def _running(self, champion: int, beside: int) -> Comparison:
         """Return the comparison of two versions, begun or taken up again."""
@@ -195,6 +202,7 @@ class Judge:
                 champion=champion,
                 beside=beside,
                 after_seq=after_seq,
+                after_id=self._decided_since(),
                 is_control=(tags.get(COMPARED_AS, role) if begun else role) == ON_PROBATION,
             )
         return self._comparison
@@ -210,10 +218,32 @@ class Judge:
         if found.finding is Finding.PROMOTE and self._held() is None:
             self._registry.promote(challenger, who=WHO, why=found.reason, instead_of=champion)
         else:
-            self._registry.stop_canary()
+            self._end(challenger, found.reason)
 
-    def _guard(self, evidence: Evidence, champion: int, control: int) -> None:
+    def _end(self, beside: int, why: str) -> None:
+        """Let the champion decide alone again, and tell it."""
+        self._registry.stop_canary()
+        self._events.emit(EventKind.CANARY, who=WHO, why=why, version=beside, share=0.0)
+
+    def _guard(self, comparison: Comparison, champion: int, control: int) -> None:
         """Look at a new champion beside its predecessor; go back where it is surely worse."""
+        reason, what = silence(comparison.answers, self._plan.guard), "feedback"
+        if len(comparison.log) >= MIN_ROWS:
+            evidence = comparison.log.evidence()
+            self._probe(evidence, champion)
+            if reason is None and (reason := breach(evidence, self._plan.guard)) is not None:
+                what = reason.split()[0]
+        # Feedback that is missing is known later than feedback that came.
+        heard_of = min(len(comparison.log), len(comparison.answers))
+        if reason is not None:
+            self._go_back(champion, control, reason, what=what)
+        elif heard_of >= self._plan.guard.decisions:
+            self._registry.tag(champion, {ON_PROBATION: _passed(control)})
+            self.status.last = f"version {champion} passed its probation beside {control}"
+            self._end(control, self.status.last)
+
+    def _probe(self, evidence: Evidence, champion: int) -> None:
+        """Tell once where a champion hardly explores any more."""
         collapsed = exploration_collapse(
             evidence.champion, exploration_total=self._plan.exploration_total
         )
@@ -222,22 +252,26 @@ class Judge:
             self._events.emit(
                 EventKind.EXPLORATION_COLLAPSE, who=GUARDRAIL, why=collapsed, version=champion
             )
-        reason = breach(evidence, self._plan.guard)
-        if reason is not None:
-            self._go_back(champion, control, reason)
-        elif len(evidence) >= self._plan.guard.decisions:
-            self._registry.tag(champion, {ON_PROBATION: _passed(control)})
-            self._registry.stop_canary()
-            self.status.last = f"version {champion} passed its probation beside {control}"
 
-    def _go_back(self, champion: int, control: int, reason: str) -> None:
+    def _decided_since(self) -> str:
+        """Return an id before those of all decisions since the champion was moved."""
+        move = self._registry.last_move()
+        moved_ms = 0.0 if move is None else datetime.fromisoformat(move.at).timestamp() * 1000
+        return first_id_at(max(0.0, moved_ms - CLOCKS_APART_MS))
+
+    def _go_back(self, champion: int, control: int, reason: str, *, what: str) -> None:
         """Move the alias back, then see to it that the version does not come again."""
         logger.warning("version %d breached the guardrail: %s", champion, reason)
         self.status.last = reason
         self._registry.tag(champion, {QUARANTINED: "true", "quarantine_reason": reason})
         self._registry.rollback(to=control, who=GUARDRAIL, why=reason)
         self._events.emit(
-            EventKind.GUARDRAIL_BREACH, who=GUARDRAIL, why=reason, version=champion, back_to=control
+            EventKind.GUARDRAIL_BREACH,
+            who=GUARDRAIL,
+            why=reason,
+            version=champion,
+            back_to=control,
+            what=what,
         )
         self._events.emit(EventKind.QUARANTINE, who=GUARDRAIL, why=reason, version=champion)
         self._comparison = None

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from pipelines import ledger_sql as sql
+from pipelines.answers import Answer, select_answers
 from pipelines.earnings import Earned, select_earned
 from pipelines.joining import MICROSECONDS, Group, Report
 from pipelines.ledger_prices import insert_prices, select_price_history, select_prices
@@ -224,6 +225,21 @@ class Ledger:
                 after_seq=after_seq,
                 up_to_seq=up_to_seq,
                 cost_ceiling_usd=cost_ceiling_usd,
+            )
+
+    def answers(
+        self, champion: int, canary: int, *, after_id: str, within_s: float, limit: int
+    ) -> list[Answer]:
+        """Read which decisions of two versions got feedback in time; see `select_answers`."""
+        with self._reading() as connection:
+            return select_answers(
+                connection,
+                champion=champion,
+                canary=canary,
+                after_id=after_id,
+                within_s=within_s,
+                now_us=self._now(),
+                limit=limit,
             )
 
     def counts(self) -> LedgerCounts:

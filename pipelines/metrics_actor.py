@@ -23,6 +23,8 @@ from policies.events import Event, EventKind
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS_READ: Final = 1_000
+# What a version may have done worse: each is shown from the start, so that a rise is seen.
+BREACHES: Final = ("reward", "cost", "feedback")
 
 
 class MetricsActor:
@@ -55,6 +57,7 @@ class MetricsActor:
         self._log = EventLog(folder)
         self._taken = dict.fromkeys(EventKind, 0)
         self._verdicts = {True: 0, False: 0}
+        self._breaches = dict.fromkeys(BREACHES, 0)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="event-log")
         self._webhook: Webhook | None = None
         if webhook_url is not None:
@@ -96,6 +99,9 @@ class MetricsActor:
             self._taken[event.kind] += 1
             if event.kind is EventKind.VERDICT:
                 self._verdicts[bool(event.details.get("promote"))] += 1
+            if event.kind is EventKind.GUARDRAIL_BREACH:
+                what = str(event.details.get("what", "reward"))
+                self._breaches[what] = self._breaches.get(what, 0) + 1
         if self._webhook is not None:
             self._webhook.news()
 
@@ -130,6 +136,10 @@ class MetricsActor:
         samples += [
             ("barp_verdicts_total", {"promote": str(promote).lower()}, float(count), "counter")
             for promote, count in self._verdicts.items()
+        ]
+        samples += [
+            ("barp_guardrail_breaches_total", {"what": what}, float(count), "counter")
+            for what, count in self._breaches.items()
         ]
         if self._webhook is not None:
             results = {

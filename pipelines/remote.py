@@ -9,6 +9,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from pipelines.answers import Answer
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.errors import RouterError, Unavailable
@@ -141,6 +142,13 @@ class RemoteInteractions:
     def last_seq(self) -> int:
         """Return the sequence number given last, 0 where there is none."""
         return int(call(self._actor, "counts").last_seq)
+
+    def answers(
+        self, champion: int, canary: int, *, after_id: str, within_s: float, limit: int
+    ) -> list[Answer]:
+        """Read which decisions of two versions got feedback in time."""
+        found = call(self._actor, "answers", champion, canary, after_id, within_s, limit)
+        return cast("list[Answer]", found)
 
     def prices(self) -> PriceTable:
         """Return the price table of now."""

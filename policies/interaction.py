@@ -299,6 +299,19 @@ def issued_at(decision_id: str) -> int | None:
         return None
 
 
+def first_id_at(at_ms: float) -> str:
+    """Return what sorts before every decision id issued from a moment on.
+
+    Args:
+        at_ms: The moment, milliseconds since the epoch, UTC.
+
+    >>> first_id_at(1688148454550) < "01890d7d-2c96-774b-bcce-b302099a8057.tag"
+    True
+    """
+    digits = f"{int(at_ms):012x}"
+    return f"{digits[:8]}-{digits[8:]}"
+
+
 def is_holdout(prompt_hash: str, share: float) -> bool:
     """Say whether a prompt is kept from training, so that policies can be judged on it.
 

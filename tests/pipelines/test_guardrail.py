@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 from made_evidence import evidence
 
+from pipelines.answers import Answer
 from pipelines.evidence import Evidence
-from pipelines.guardrail import Guard, breach, exploration_collapse
+from pipelines.guardrail import Guard, breach, exploration_collapse, silence
 from pipelines.judgement import next_look
 
 GUARD = Guard()
@@ -87,3 +88,57 @@ def test_exploration_that_is_gone_is_said() -> None:
     assert exploration_collapse(none, exploration_total=0.03) is not None
     assert exploration_collapse(gone[:50], exploration_total=0.03) is None
     assert exploration_collapse(none, exploration_total=0.0) is None
+
+
+def answers(
+    *, champion: float, control: float, n: int, seed: int = 0, a_session: int = 1
+) -> list[Answer]:
+    """Decisions of which some get feedback, as likely as given for whoever drew; by sessions.
+
+    A session is either heard of or not, as where one caller's reports are broken.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for session in range(n // a_session):
+        by_control = bool(rng.uniform() < 0.2)
+        came = bool(rng.uniform() < (control if by_control else champion))
+        found += [
+            Answer(
+                decision_id=f"{session}-{index}",
+                unit=str(session),
+                by_canary=by_control,
+                canary_share=0.2,
+                judged=came,
+                reported=came,
+            )
+            for index in range(a_session)
+        ]
+    return found
+
+
+def test_feedback_that_stops_coming_is_a_breach() -> None:
+    """Whether nothing is heard at all, or only the quality is missing."""
+    reason = silence(answers(champion=0.6, control=0.9, n=1_000), GUARD)
+    assert reason is not None
+    assert "anything is heard within 30 s fell by" in reason
+    unjudged = answers(champion=0.6, control=0.9, n=1_000)
+    reason = silence([replace(one, reported=True) for one in unjudged], GUARD)
+    assert reason is not None
+    assert "with a quality" in reason
+
+
+def test_feedback_that_is_rare_for_both_or_more_often_now_is_none() -> None:
+    assert silence(answers(champion=0.3, control=0.3, n=2_000), GUARD) is None
+    assert silence(answers(champion=0.0, control=0.0, n=2_000), GUARD) is None
+    assert silence(answers(champion=0.9, control=0.5, n=2_000), GUARD) is None
+    assert silence(answers(champion=0.0, control=1.0, n=100), GUARD) is None
+    assert silence([], GUARD) is None
+
+
+def test_quiet_probations_raise_no_alarm_for_feedback() -> None:
+    """100 probations of ten decisions a session, which share their fate; ten looks at each."""
+    alarms = 0
+    for seed in range(100):
+        quiet = answers(champion=0.7, control=0.7, n=4_000, seed=seed, a_session=10)
+        alarms += any(silence(quiet[:n], GUARD) is not None for n in range(400, 4_001, 400))
+    assert alarms <= 2

@@ -139,6 +139,8 @@ def test_a_worse_challenger_is_rejected_and_not_tried_again(setup: Setup) -> Non
     setup.run(2_000)
     assert setup.deciding() == (2, None)
     assert setup.tags(worse)["finding"] == "reject"
+    canaries = [e for e in setup.events if e.kind is EventKind.CANARY]
+    assert [event.details.get("share") for event in canaries] == [None, 0.0]
     rejected = [e for e in setup.events if e.kind is EventKind.VERDICT]
     assert [event.details["promote"] for event in rejected] == [False]
 
@@ -214,3 +216,22 @@ def test_a_drift_that_meets_both_versions_is_no_breach(setup: Setup) -> None:
     setup.run(600)
     assert setup.deciding() == (2, None)
     assert EventKind.GUARDRAIL_BREACH not in setup.events.kinds()
+
+
+def test_a_champion_of_which_less_is_heard_goes_back_whatever_its_reward(setup: Setup) -> None:
+    """Its calls fail: what is reported is as good as ever, but most of it never comes."""
+    setup.promote(setup.learned(), who="ann", why="")
+    setup.traffic.serve(1)
+    setup.judge.step()
+    assert setup.deciding() == (2, 1)
+    for _ in range(5):
+        start = len(setup.traffic.rows)
+        setup.traffic.serve(100)
+        new = setup.traffic.rows.slice(start).select(["decision_id", "policy_version"]).to_pylist()
+        mine = [row["decision_id"] for row in new if row["policy_version"] == 2]
+        setup.traffic.silent |= set(mine[: len(mine) // 2])
+        setup.judge.step()
+    assert setup.deciding() == (1, None)
+    told = next(event for event in setup.events if event.kind is EventKind.GUARDRAIL_BREACH)
+    assert (told.details["what"], told.version) == ("feedback", 2)
+    assert "fell by" in setup.tags(2)["quarantine_reason"]

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 
+from pipelines.answers import Answer
 from policies.arms import Arm, PriceTable
 from policies.errors import Unavailable
 from policies.interaction import INTERACTION_SCHEMA
@@ -17,12 +18,16 @@ PRICES = PriceTable(
 )
 
 
+COLUMNS = ["decision_id", "policy_version", "champion_version", "canary_version", "canary_share"]
+
+
 class Interactions:
     """Interactions of a world in which one of two arms is better whatever the prompt."""
 
     def __init__(self) -> None:
         self.rows: pa.Table = INTERACTION_SCHEMA.empty_table()
         self.away = False
+        self.silent: set[str] = set()
         self._rng = np.random.default_rng(0)
 
     def happen(self, number: int) -> None:
@@ -41,6 +46,30 @@ class Interactions:
         """Return the last sequence number."""
         self._answer()
         return len(self.rows)
+
+    def answers(
+        self, champion: int, canary: int, *, after_id: str, within_s: float, limit: int
+    ) -> list[Answer]:
+        """Say that all feedback came in time, but for decisions that `silent` names."""
+        self._answer()
+        shared = [
+            row
+            for row in self.rows.select(COLUMNS).to_pylist()
+            if (row["champion_version"], row["canary_version"]) == (champion, canary)
+        ]
+        ids = [row["decision_id"] for row in shared]
+        start = ids.index(after_id) + 1 if after_id in ids else 0
+        return [
+            Answer(
+                decision_id=row["decision_id"],
+                unit=row["decision_id"],
+                by_canary=row["policy_version"] == canary,
+                canary_share=row["canary_share"],
+                judged=row["decision_id"] not in self.silent,
+                reported=row["decision_id"] not in self.silent,
+            )
+            for row in shared[start : start + limit]
+        ]
 
     def prices(self) -> PriceTable:
         """Return the only price table."""
