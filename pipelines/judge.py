@@ -8,7 +8,6 @@ and registry, so a restart goes on where it was.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -31,6 +30,7 @@ from pipelines.evidence import MIN_ROWS, Evidence, EvidenceLog
 from pipelines.guardrail import breach, exploration_collapse, silence
 from pipelines.judgement import Finding, Judgement, Mode, Standards, decide, next_look, screen
 from pipelines.rows import PAGE_ROWS, heldout_mask, last_seq
+from pipelines.verdicts import WHO, conclude, tag_finding
 from policies.errors import ArtifactError, Conflict
 from policies.events import EventKind
 from policies.fixed import FIXED
@@ -40,9 +40,7 @@ from policies.versions import CANARY, CHALLENGER, QUARANTINED, VersionInfo
 
 logger = logging.getLogger(__name__)
 
-WHO: Final = "gate"
 GUARDRAIL: Final = "guardrail"
-MAX_TAG: Final = 4_000
 # Replicas, which name decisions, may run on other machines than the registry.
 CLOCKS_APART_MS: Final = 60_000
 
@@ -144,14 +142,16 @@ class Judge:
         try:
             log = self._log(champion.version, challenger.version)
         except ArtifactError as error:
-            self._tag(challenger.version, champion.version, Finding.REJECT.value, str(error))
+            refused = Finding.REJECT.value
+            tag_finding(self._registry, challenger.version, champion.version, refused, str(error))
             return
         self._read_held_out(log, cutoff)
         if len(log) >= MIN_ROWS:
-            found = screen(log.evidence(), self._standards(champion, challenger))
+            evidence = log.evidence()
+            found = screen(evidence, self._standards(champion, challenger))
             self.status.last = found.reason
             if found.finding is Finding.REJECT:
-                self._conclude(found, challenger.version, champion.version)
+                self._conclude(found, evidence, challenger.version, champion.version)
                 return
         self._put_beside(challenger.version, champion.version, CANARY)
 
@@ -214,7 +214,7 @@ class Judge:
         self.status.last = found.reason
         if found.finding is Finding.UNDECIDED:
             return
-        self._conclude(found, challenger, champion)
+        self._conclude(found, evidence, challenger, champion)
         if found.finding is Finding.PROMOTE and self._held() is None:
             self._registry.promote(challenger, who=WHO, why=found.reason, instead_of=champion)
         else:
@@ -276,28 +276,17 @@ class Judge:
         self._events.emit(EventKind.QUARANTINE, who=GUARDRAIL, why=reason, version=champion)
         self._comparison = None
 
-    def _conclude(self, found: Judgement, challenger: int, champion: int) -> None:
+    def _conclude(
+        self, found: Judgement, evidence: Evidence, challenger: int, champion: int
+    ) -> None:
         """Write a finding down, and tell it."""
-        words = json.dumps(found.words())[:MAX_TAG]
-        self._tag(challenger, champion, found.finding.value, found.reason, evidence=words)
-        self._events.emit(
-            EventKind.VERDICT,
-            who=WHO,
-            why=found.reason,
-            version=challenger,
-            promote=found.finding is Finding.PROMOTE,
-            judged_against=champion,
-            uplift=found.uplift.mean,
-            lower=found.uplift.lower,
-            upper=found.uplift.upper,
-            decisions=found.uplift.n,
-            ess=found.uplift.ess,
-        )
-
-    def _tag(self, version: int, champion: int, finding: str, reason: str, **more: str) -> None:
-        """Write on a version what was found of it."""
-        self._registry.tag(
-            version, {FINDING: finding, "verdict": reason, AGAINST: str(champion)} | more
+        conclude(
+            found,
+            evidence,
+            self._registry,
+            self._events,
+            challenger=challenger,
+            champion=champion,
         )
 
     def _standards(self, champion: VersionInfo, challenger: VersionInfo) -> Standards:

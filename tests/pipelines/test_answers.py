@@ -8,18 +8,22 @@ from pathlib import Path
 from clock import START_S, Clock
 from ledgers import TENANT, decision, open_ledger
 
-from policies.interaction import Outcome, decisions_to_batch, first_id_at
+from policies.interaction import Decision, Outcome, decisions_to_batch, first_id_at
+
+
+def shared(made: Decision, *, canary: int = 5) -> Decision:
+    """Let a version have been beside the champion when a decision was made."""
+    return replace(made, champion_version=4, canary_version=canary, canary_share=0.2)
 
 
 def test_feedback_counts_by_the_same_time_after_each_decision(tmp_path: Path) -> None:
     """One is heard of at once, one without a quality, one too late, one never, one is too young."""
     clock = Clock()
     ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", clock)
-    shared = {"champion_version": 4, "canary_version": 5, "canary_share": 0.2}
-    made = [replace(decision(f"d{number}", session="s"), **shared) for number in range(4)]
+    made = [shared(decision(f"d{number}", session="s")) for number in range(4)]
     made[1] = replace(made[1], policy_version=5, session=None)
-    others = [decision("e0"), replace(decision("e1"), **(shared | {"canary_version": 6}))]
-    young = replace(decision("d9", at=START_S + 100), **shared)
+    others = [decision("e0"), shared(decision("e1"), canary=6)]
+    young = shared(decision("d9", at=START_S + 100))
     ledger.record([decisions_to_batch([*made, *others, young])])
     ledger.submit([(TENANT, Outcome(decision_id="d0", quality=0.5))])
     ledger.submit([(TENANT, Outcome(decision_id="d1", cost_usd=0.1))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
 from pathlib import Path
@@ -96,6 +97,20 @@ def test_one_bad_event_does_not_end_the_outbox() -> None:
 def test_a_private_detail_is_refused_where_it_is_said() -> None:
     with pytest.raises(InvalidRequest):
         EventOutbox(lambda event: None).emit(EventKind.TRAINING, who="", why="", prompt="secret")
+
+
+def test_breaches_are_counted_by_what_was_worse(tmp_path: Path) -> None:
+    async def counted() -> str:
+        actor = MetricsActor(str(tmp_path))
+        for what in ("reward", "feedback", "feedback"):
+            kind = EventKind.GUARDRAIL_BREACH
+            event = Event.now(kind, now=0.0, who="guardrail", why="", version=2, what=what)
+            await actor.take_event(event)
+        return await actor.text()
+
+    page = asyncio.run(counted())
+    for what, count in (("reward", 1.0), ("cost", 0.0), ("feedback", 2.0)):
+        assert f'barp_guardrail_breaches_total{{what="{what}"}} {count}' in page
 
 
 @pytest.mark.ray

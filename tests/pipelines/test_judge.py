@@ -125,6 +125,9 @@ def test_a_better_challenger_goes_from_shadow_to_canary_to_champion(setup: Setup
     assert setup.deciding()[0] == better
     tags = setup.tags(better)
     assert (tags["finding"], tags["compared_with"]) == ("promote", "1")
+    references = json.loads(tags["evidence"])["references"]
+    assert references["best_single"]["mean"] > 0.0
+    assert "beside it: knn" in tags["verdict"]
     evidence = json.loads(tags["evidence"])["uplift"]["asked"]
     assert evidence["lower"] > -0.01
     assert evidence["ess"] < evidence["n"]
