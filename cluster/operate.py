@@ -130,15 +130,22 @@ def rollback(
 
 @versions.command("history")
 def history(url: UrlOption = None, key: KeyOption = None, json: JsonOption = False) -> None:
-    """List every move of the champion alias: when, who, why."""
+    """List moves of the champion, canaries, breaches and quarantines: when, who, why."""
     with ServiceClient(url, api_key=key) as client:
         answer = client.get("/v1/versions/history")
-    table = Table("at", "alias", "from", "to", "who", "why")
+    rows = []
     for move in answer["history"]:
         came_from = "" if move["previous"] is None else str(move["previous"])
-        table.add_row(
-            move["at"], move["alias"], came_from, str(move["version"]), move["who"], move["why"]
-        )
+        version = str(move["version"])
+        rows.append((move["at"], move["alias"], came_from, version, move["who"], move["why"]))
+    # Where the event log is away there is a word on that instead of a list.
+    told = answer["events"] if isinstance(answer.get("events"), list) else []
+    for event in told:
+        version = "" if event["version"] is None else str(event["version"])
+        rows.append((event["at"], event["kind"], "", version, event["who"], event["why"]))
+    table = Table("at", "what", "from", "to", "who", "why")
+    for row in sorted(rows, reverse=True):
+        table.add_row(*row)
     _show(table, answer, json=json)
 
 

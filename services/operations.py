@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, is_dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -21,6 +21,15 @@ from services.door import caller_of
 from services.explain import Explainer
 from services.router import HoldsChampion
 from services.wire import ModelsOut, MoveIn, PricesIn, RollbackIn
+
+# What happens to versions without the champion's alias moving, or makes it move.
+BESIDE_MOVES: Final = (
+    EventKind.CANARY,
+    EventKind.GUARDRAIL_BREACH,
+    EventKind.QUARANTINE,
+    EventKind.EXPLORATION_COLLAPSE,
+)
+MAX_EVENTS: Final = 1_000
 
 Number = Annotated[int, Path(ge=1, le=2**31 - 1, description="Version number.")]
 Tenant = Annotated[str | None, Header(alias="x-barp-tenant", description="Whose decision it is.")]
@@ -83,8 +92,13 @@ class Operations:
         return await self._ports.trainer.rebuild(number)
 
     async def history(self) -> dict[str, Any]:
-        """List every move of an alias: when, who, why."""
-        return {"history": [plain(move) for move in await self._ports.registry.history()]}
+        """List every move of the champion, and what a trial or the guardrail did, newest first."""
+        moves, told = await asyncio.gather(
+            self._ports.registry.history(),
+            _part(self._ports.metrics.events(0, MAX_EVENTS, BESIDE_MOVES)),
+        )
+        events = told["events"][::-1] if "events" in told else told
+        return {"history": [plain(move) for move in moves], "events": events}
 
     async def promote(self, number: Number, body: MoveIn | None = None) -> dict[str, Any]:
         """Make a version the champion on every replica."""

@@ -303,7 +303,11 @@ class FakeMetrics:
     ) -> dict[str, Any]:
         """List those kept."""
         numbered = enumerate(self.taken, start=1)
-        found = [{"seq": seq, **event.to_json()} for seq, event in numbered if seq > after_seq]
+        found = [
+            {"seq": seq, **event.to_json()}
+            for seq, event in numbered
+            if seq > after_seq and (not kinds or event.kind in kinds)
+        ]
         return {"events": found[-limit:], "last_seq": len(self.taken)}
 
     async def text(self) -> str:
