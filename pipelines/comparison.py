@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, Protocol
 
 import pyarrow.compute as pc
@@ -11,10 +12,13 @@ import pyarrow.compute as pc
 from pipelines.answers import Answer
 from pipelines.evidence import EvidenceLog
 from pipelines.guardrail import Guard
-from pipelines.rows import PAGE_ROWS, InteractionSource, last_seq
+from pipelines.rows import PAGE_ROWS, InteractionSource, heldout_mask, last_seq
 from policies.artifact import PolicyArtifact
+from policies.interaction import first_id_at, issued_at
 from policies.versions import AliasMove, VersionInfo
 
+# Replicas, which name decisions, may run on other machines than the registry.
+CLOCKS_APART_MS: Final = 60_000
 # Tags on a version: what became of it, and where its comparison began.
 FINDING: Final = "finding"
 FROM_SEQ: Final = "compared_from_seq"
@@ -150,3 +154,41 @@ class Comparison:
                 versions = rows["price_version"].unique().to_pylist()
                 self.log.add(rows, source.price_history(versions))
             self._read_to = last_seq(page)
+
+
+def read_held_out(
+    log: EvidenceLog, source: InteractionSource, *, after_seq: int, share: float
+) -> None:
+    """Add the decisions on prompts that nothing is trained on.
+
+    Args:
+        log: Where to.
+        source: Where from.
+        after_seq: Only those with a higher sequence number.
+        share: Share of prompts that is held out.
+    """
+    while len(page := source.interactions(after_seq, PAGE_ROWS)):
+        rows = page.filter(heldout_mask(page, share=share))
+        if len(rows):
+            versions = rows["price_version"].unique().to_pylist()
+            log.add(rows, source.price_history(versions))
+        after_seq = last_seq(page)
+
+
+def id_before(source: InteractionSource, move: AliasMove | None, after_seq: int) -> str:
+    """Return an id that sorts before those of a comparison's decisions, and not long before.
+
+    They were made after the champion was moved, and after whatever had matured at their beginning.
+
+    Args:
+        source: Where interactions are read.
+        move: The newest move of the champion.
+        after_seq: The sequence number given last when the comparison began.
+    """
+    moved_ms = 0.0 if move is None else datetime.fromisoformat(move.at).timestamp() * 1000
+    first = first_id_at(max(0.0, moved_ms - CLOCKS_APART_MS))
+    rows = source.interactions(after_seq - 1, 1) if after_seq > 0 else None
+    if rows is None or not len(rows) or rows["seq"][0].as_py() != after_seq:
+        return first
+    decided_at = issued_at(rows["decision_id"][0].as_py())
+    return first if decided_at is None else max(first, first_id_at(decided_at / 1000))

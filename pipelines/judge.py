@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Final
 
 from pipelines.comparison import (
@@ -24,25 +23,23 @@ from pipelines.comparison import (
     JudgeRegistry,
     JudgeSource,
     JudgeStatus,
+    id_before,
+    read_held_out,
 )
 from pipelines.events import EventSink
 from pipelines.evidence import MIN_ROWS, Evidence, EvidenceLog
 from pipelines.guardrail import breach, exploration_collapse, silence
 from pipelines.judgement import Finding, Judgement, Mode, Standards, decide, next_look, screen
-from pipelines.rows import PAGE_ROWS, heldout_mask, last_seq
 from pipelines.verdicts import WHO, conclude, tag_finding
 from policies.errors import ArtifactError, Conflict
 from policies.events import EventKind
 from policies.fixed import FIXED
-from policies.interaction import first_id_at
 from policies.learners import load_policy
 from policies.versions import CANARY, CHALLENGER, QUARANTINED, VersionInfo
 
 logger = logging.getLogger(__name__)
 
 GUARDRAIL: Final = "guardrail"
-# Replicas, which name decisions, may run on other machines than the registry.
-CLOCKS_APART_MS: Final = 60_000
 
 
 class Judge:
@@ -145,7 +142,7 @@ class Judge:
             refused = Finding.REJECT.value
             tag_finding(self._registry, challenger.version, champion.version, refused, str(error))
             return
-        self._read_held_out(log, cutoff)
+        read_held_out(log, self._source, after_seq=cutoff, share=self._plan.holdout_share)
         if len(log) >= MIN_ROWS:
             evidence = log.evidence()
             found = screen(evidence, self._standards(champion, challenger))
@@ -154,15 +151,6 @@ class Judge:
                 self._conclude(found, evidence, challenger.version, champion.version)
                 return
         self._put_beside(challenger.version, champion.version, CANARY)
-
-    def _read_held_out(self, log: EvidenceLog, after_seq: int) -> None:
-        """Add the decisions on prompts that nothing is trained on."""
-        while len(page := self._source.interactions(after_seq, PAGE_ROWS)):
-            rows = page.filter(heldout_mask(page, share=self._plan.holdout_share))
-            if len(rows):
-                versions = rows["price_version"].unique().to_pylist()
-                log.add(rows, self._source.price_history(versions))
-            after_seq = last_seq(page)
 
     def _put_beside(self, version: int, champion: int, stage: str) -> None:
         """Let a version decide for its share, and note from where on that counts."""
@@ -202,7 +190,7 @@ class Judge:
                 champion=champion,
                 beside=beside,
                 after_seq=after_seq,
-                after_id=self._decided_since(),
+                after_id=id_before(self._source, self._registry.last_move(), after_seq),
                 is_control=(tags.get(COMPARED_AS, role) if begun else role) == ON_PROBATION,
             )
         return self._comparison
@@ -252,12 +240,6 @@ class Judge:
             self._events.emit(
                 EventKind.EXPLORATION_COLLAPSE, who=GUARDRAIL, why=collapsed, version=champion
             )
-
-    def _decided_since(self) -> str:
-        """Return an id before those of all decisions since the champion was moved."""
-        move = self._registry.last_move()
-        moved_ms = 0.0 if move is None else datetime.fromisoformat(move.at).timestamp() * 1000
-        return first_id_at(max(0.0, moved_ms - CLOCKS_APART_MS))
 
     def _go_back(self, champion: int, control: int, reason: str, *, what: str) -> None:
         """Move the alias back, then see to it that the version does not come again."""

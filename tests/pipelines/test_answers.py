@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 from clock import START_S, Clock
-from ledgers import TENANT, decision, open_ledger
+from interactions import Interactions
+from ledgers import TENANT, dated_id, decision, open_ledger
 
+from pipelines.comparison import id_before
 from policies.interaction import Decision, Outcome, decisions_to_batch, first_id_at
+from policies.versions import AliasMove
 
 
 def shared(made: Decision, *, canary: int = 5) -> Decision:
@@ -41,3 +46,20 @@ def test_feedback_counts_by_the_same_time_after_each_decision(tmp_path: Path) ->
     assert [one.unit for one in first] == [f"{TENANT}/s", "d1", f"{TENANT}/s"]
     assert first[0].canary_share == 0.2
     ledger.close()
+
+
+def test_a_comparison_begins_at_the_later_of_move_and_matured_decision() -> None:
+    """Ids of decisions that are older sort before, those that may count sort after."""
+    source = Interactions()
+    source.happen(2)
+    position = source.rows.schema.get_field_index("decision_id")
+    ids = [dated_id("old", at=START_S - 9_000), dated_id("late", at=START_S - 50)]
+    source.rows = source.rows.set_column(position, "decision_id", pa.array(ids))
+    at = datetime.fromtimestamp(START_S - 1_000, UTC).isoformat()
+    move = AliasMove(alias="champion", version=2, previous=1, who="ann", why="", at=at)
+
+    by_move = id_before(source, move, 1)
+    assert dated_id("x", at=START_S - 1_100) < by_move < dated_id("x", at=START_S - 999)
+    by_row = id_before(source, move, 2)
+    assert by_move < by_row < dated_id("x", at=START_S - 49)
+    assert id_before(source, None, 0) < ids[0]
