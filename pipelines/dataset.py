@@ -131,16 +131,17 @@ class InteractionDataset:
         return len(run)
 
     def _with_parts(self, read: Callable[[list[Part]], T]) -> T:
-        """Read from the parts there are; again where one is merged in the meantime."""
-        for _ in range(READ_ATTEMPTS - 1):
+        """Read from the parts there are; again where some were merged in the meantime."""
+        for _ in range(READ_ATTEMPTS):
+            parts = self.parts()
             try:
-                return read(self.parts())
+                found = read(parts)
             except FileNotFoundError:
                 continue
-        try:
-            return read(self.parts())
-        except FileNotFoundError as error:
-            raise DamagedDataset(f"a part went away: {error}", field="interactions") from error
+            # A folder is not listed in one moment: what was being merged may lack in the list.
+            if self.parts()[: len(parts)] == parts:
+                return found
+        raise DamagedDataset("its parts do not stay the same", field="interactions")
 
 
 def export(

@@ -32,7 +32,8 @@ GROUP_ROWS: Final = 5_000
 # So many neighbours become one part, none of them more than half of it: each row is then written
 # again a logarithmic number of times, and a logarithmic number of small parts remains.
 MERGE_PARTS: Final = 8
-MAX_MERGED_ROWS: Final = 100_000
+# A second or two in which nothing else is read.
+MAX_MERGED_ROWS: Final = 40_000
 
 
 class DamagedDataset(RouterError):

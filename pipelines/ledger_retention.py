@@ -94,13 +94,15 @@ def give_back(connection: Connection) -> int:
         int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
         for name in ("freelist_count", "page_count", "auto_vacuum")
     )
-    pages = min(free - round(total * SPARE_SHARE), MAX_PAGES)
+    # So many that the share is right afterwards, when the file is smaller.
+    pages = min(int((free - total * SPARE_SHARE) / (1 - SPARE_SHARE)), MAX_PAGES)
     if mode != _INCREMENTAL or pages <= 0:
         return 0
-    # It frees a page with each step: all have to be taken.
+    # It frees a page with each step. Of a statement without columns the driver takes one step; a
+    # script it takes to its end, in a transaction of its own: ours ends here, with nothing changed.
     driver = connection.connection.driver_connection
     assert driver is not None
-    driver.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+    driver.executescript(f"PRAGMA incremental_vacuum({pages})")
     left = int(connection.exec_driver_sql("PRAGMA freelist_count").scalar_one())
     return free - left
 
