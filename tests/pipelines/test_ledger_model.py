@@ -322,6 +322,18 @@ class LedgerMachine(RuleBasedStateMachine):
         leaving = [decided_at(i) + WAIT_WINDOW_S + RETENTION_S for i in IDS]
         self.clock.now = min([at for at in leaving if at > self.clock.now] or [self.clock.now])
 
+    @rule(
+        exported=st.sampled_from([True, True, False]), closed=st.sampled_from([True, True, False])
+    )
+    def live_through_retention(self, exported: bool, closed: bool) -> None:
+        """All that a service does with decisions until they leave, or nearly all."""
+        self.wait_for_retention()
+        if closed:
+            self.close_windows()
+        if exported:
+            self.export()
+        self.forget(500)
+
     @rule(limit=st.sampled_from([1, 500]))
     def forget(self, limit: int) -> None:
         """Let what is old leave the ledger, in small transactions or a large one."""

@@ -31,6 +31,7 @@ from pipelines.archive import Archive
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
 from pipelines.dataset_parts import MERGE_PARTS, Part, list_parts, mergeable
 from pipelines.ledger import Ledger
+from pipelines.tenants import Rulebook, TenantRules
 from policies.interaction import JoinStatus, Outcome, canonical_rows
 
 RETENTION_S = 100.0
@@ -106,6 +107,25 @@ def test_feedback_for_a_decision_that_left_is_expired_and_it_does_not_come_back(
         before.interactions,
     )
     assert after.expired == before.expired + 1
+
+
+def test_a_longer_window_brings_no_decision_back(
+    ledger_url: str, clock: Clock, dataset: InteractionDataset
+) -> None:
+    """What may have left is told by what has left, not by the rules of now."""
+    name = dated_id("a")
+    first = open_ledger(ledger_url, clock)
+    matured(first, [name])
+    export(first.interactions, dataset)
+    clock.now = START_S + OLD_S
+    assert forget(first, dataset) == 1
+    first.close()
+    rules = Rulebook(default=TenantRules(wait_window_s=10 * OLD_S))
+    second = Ledger(ledger_url, rules=rules, orphan_after_s=ORPHAN_AFTER_S, clock=clock)
+    assert submit(second, Outcome(decision_id=name, quality=0.0)) == [JoinStatus.EXPIRED]
+    assert second.record([batch([name])]) == [0]
+    assert second.counts().interactions == 1
+    second.close()
 
 
 def test_orphans_leave_and_still_count(
