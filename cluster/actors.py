@@ -112,6 +112,7 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
                 "rules": rulebook(settings),
                 "orphan_after_s": settings.orphan_after_s,
                 "export_every_s": settings.export_every_s,
+                "retention_s": settings.ledger_retention_s,
             },
         ),
         "publisher": (PublisherActor, {"folder": place.publish_dir}),

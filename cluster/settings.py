@@ -180,6 +180,12 @@ class Settings(BaseSettings):
     export_every_s: float = Field(
         default=1.0, gt=0, description="How often matured interactions leave as Arrow, s."
     )
+    ledger_retention_s: float = Field(
+        default=30 * 24 * 3600.0,
+        ge=0,
+        description="How long a decision stays in the ledger after the longest wait window, s; "
+        "then only in the dataset.",
+    )
 
     retrain_min_interactions: int = Field(
         default=500, gt=0, description="New interactions that start a training."

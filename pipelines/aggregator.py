@@ -22,11 +22,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.answers import Answer
-from pipelines.dataset import DamagedDataset, InteractionDataset, export
+from pipelines.archive import Archive
+from pipelines.dataset import InteractionDataset, export
 from pipelines.earnings import Earned
 from pipelines.events import EventOutbox, EventSink
 from pipelines.group_commit import GroupCommit
 from pipelines.ledger import MAX_CLOSED, Ledger
+from pipelines.ledger_retention import MAX_FORGOTTEN
 from pipelines.remote import call
 from pipelines.tenants import Rulebook
 from policies.arms import Arm, PriceTable, patched
@@ -37,6 +39,7 @@ from policies.interaction import JoinStatus, LedgerCounts, Outcome
 logger = logging.getLogger(__name__)
 
 CLOSE_EVERY_S: Final = 1.0
+COMPACT_EVERY_S: Final = 30.0
 SWITCH_INTERVAL_S: Final = 0.0005
 GC_THRESHOLDS: Final = (100_000, 20, 20)
 # Rows in one transaction: a few hundred milliseconds, and 8 MB where they are decisions.
@@ -56,6 +59,9 @@ class Aggregator:
         events: Told of changed prices.
         export_every_s: How often matured interactions leave, seconds.
         close_every_s: How often wait windows are closed, seconds.
+        retention_s: How long a decision stays in the ledger after the longest wait window; None
+            keeps it for good.
+        compact_every_s: How often old decisions leave and small parts are merged, seconds.
     """
 
     def __init__(
@@ -67,8 +73,12 @@ class Aggregator:
         events: EventSink,
         export_every_s: float,
         close_every_s: float = CLOSE_EVERY_S,
+        retention_s: float | None = None,
+        compact_every_s: float = COMPACT_EVERY_S,
     ) -> None:
         self._ledger, self._dataset, self._announce = ledger, dataset, announce
+        self._archive = Archive(ledger, dataset)
+        self._retention_s, self._compact_every_s = retention_s, compact_every_s
         self._events = events
         self._export_every_s, self._close_every_s = export_every_s, close_every_s
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-writer")
@@ -86,7 +96,11 @@ class Aggregator:
 
     def start(self) -> None:
         """Begin to export and to close wait windows; call within the event loop."""
-        loops = ((self._export_every_s, self.export), (self._close_every_s, self.close_windows))
+        loops = (
+            (self._export_every_s, self.export),
+            (self._close_every_s, self.close_windows),
+            (self._compact_every_s, self.compact),
+        )
         self._loops = [asyncio.create_task(_repeat(work, every_s=s)) for s, work in loops]
 
     async def stop(self) -> None:
@@ -111,7 +125,7 @@ class Aggregator:
             DamagedDataset: The dataset is damaged, or another ledger's.
         """
         await self._read(self._ledger.check)
-        await self._read(self._refuse_foreign_dataset)
+        await self._read(self._archive.check)
 
     async def record(self, batch: pa.RecordBatch) -> int:
         """Store decisions, schema DECISION_SCHEMA; return how many were new."""
@@ -138,20 +152,20 @@ class Aggregator:
         return await self._batches.add(reports)
 
     async def decision(self, decision_id: str) -> dict[str, Any] | None:
-        """Return all that is known of a decision as plain JSON values; see `Ledger.decision`."""
-        return await self._read(partial(self._ledger.decision, decision_id))
+        """Return all that is known of a decision as plain JSON values; see `Archive.decision`."""
+        return await self._read(partial(self._archive.decision, decision_id))
 
     async def context(self, decision_id: str) -> NDArray[np.float32] | None:
-        """Return a decision's context; see `Ledger.context`."""
-        return await self._read(partial(self._ledger.context, decision_id))
+        """Return a decision's context; see `Archive.context`."""
+        return await self._read(partial(self._archive.context, decision_id))
 
     async def interactions(self, after_seq: int, limit: int) -> pa.Table:
         """Read matured interactions in sequence order, schema INTERACTION_SCHEMA."""
-        return await self._read(partial(self._ledger.interactions, after_seq, limit))
+        return await self._read(partial(self._archive.interactions, after_seq, limit))
 
     async def earned(self, after_seq: int, up_to_seq: int, ceiling_usd: float) -> list[Earned]:
-        """Sum what interactions brought by version; see `Ledger.earned`."""
-        return await self._read(partial(self._ledger.earned, after_seq, up_to_seq, ceiling_usd))
+        """Sum what interactions brought by version; see `Archive.earned`."""
+        return await self._read(partial(self._archive.earned, after_seq, up_to_seq, ceiling_usd))
 
     async def answers(
         self, champion: int, canary: int, after_id: str, within_s: float, limit: int
@@ -195,7 +209,7 @@ class Aggregator:
 
     async def export(self) -> int:
         """Copy what has matured into the dataset; return how many interactions that was."""
-        await self._read(self._refuse_foreign_dataset)
+        await self._read(self._archive.check)
         return await self._read(partial(export, self._ledger.interactions, self._dataset))
 
     async def close_windows(self) -> int:
@@ -206,6 +220,36 @@ class Aggregator:
             closed += some
             if some < MAX_CLOSED:
                 return closed
+
+    async def compact(self) -> int:
+        """Let old decisions leave the ledger, and merge small parts of the dataset.
+
+        Feedback gets in between the transactions, reads between the merges.
+
+        Returns:
+            How many decisions have left.
+        """
+        gone = 0
+        if self._retention_s is not None:
+            gone = await self._forget(self._retention_s)
+        while await self._read(self._dataset.merge):
+            pass
+        return gone
+
+    async def _forget(self, retention_s: float) -> int:
+        """Delete decisions that have been in the ledger long enough, and give their space back."""
+        await self._read(self._archive.check)
+        exported_seq = await self._read(self._dataset.last_seq)
+        forget = partial(self._ledger.forget, retention_s=retention_s, exported_seq=exported_seq)
+        gone = 0
+        while True:
+            some = await _in(self._writer, forget)
+            gone += some
+            if some < MAX_FORGOTTEN:
+                break
+        while await _in(self._writer, self._ledger.shrink):
+            pass
+        return gone
 
     async def _change(self, change: Callable[[PriceTable], PriceTable], what: str) -> PriceTable:
         """Store a new price table and tell the replicas, and operators."""
@@ -234,18 +278,6 @@ class Aggregator:
         statuses = iter(self._ledger.submit([report for group in groups for report in group]))
         return [[next(statuses) for _ in group] for group in groups]
 
-    def _refuse_foreign_dataset(self) -> None:
-        """Raise where the dataset is ahead: new interactions would be taken for exported ones."""
-        exported, given = self._dataset.last_seq(), self._ledger.last_seq()
-        if exported > given:
-            raise DamagedDataset(
-                f"the dataset goes to {exported}, the ledger only to {given}: restore the ledger "
-                "that it belongs to, or move the dataset away to export all of this one",
-                field="interactions",
-                value=exported,
-                allowed=f"at most {given}",
-            )
-
 
 async def _in(thread: Executor, work: Callable[[], T]) -> T:
     """Run what blocks in a thread."""
@@ -273,6 +305,7 @@ class AggregatorActor:
         rules: Rulebook,
         orphan_after_s: float,
         export_every_s: float,
+        retention_s: float | None = None,
         publisher: str = "publisher",
     ) -> None:
         """Start at once; a database that is away is asked again with every call."""
@@ -293,6 +326,7 @@ class AggregatorActor:
             announce=partial(call, publisher, "publish_prices"),
             events=EventOutbox(),
             export_every_s=export_every_s,
+            retention_s=retention_s,
         )
         self._aggregator.start()
 

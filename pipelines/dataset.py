@@ -4,51 +4,41 @@
     pyarrow.dataset.dataset("interactions").to_table()
 
 Each part is named for the sequence numbers in it, so the folder itself says how far the export
-has come: there is no cursor beside it that could disagree.
+has come: there is no cursor and no manifest beside it that could disagree.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from policies.artifact import write_atomically
-from policies.errors import RouterError
-from policies.interaction import INTERACTION_SCHEMA, of_this_release
+from pipelines.dataset_parts import (
+    MERGE_PARTS,
+    DamagedDataset,
+    Part,
+    find_in_part,
+    flush_folder,
+    list_parts,
+    merge_parts,
+    mergeable,
+    read_part,
+    remove_halves,
+    remove_parts,
+    write_part,
+)
+from policies.interaction import INTERACTION_SCHEMA
+
+__all__ = ["DamagedDataset", "InteractionDataset", "Part", "export"]
 
 # Some 40 MB with contexts of 384 numbers: what an export holds in memory at once.
 MAX_PART_ROWS: Final = 20_000
-_PART: Final = re.compile(r"part-(\d{19})-(\d{19})\.parquet")
+# Another process may read while parts are merged; it looks again where one has gone.
+READ_ATTEMPTS: Final = 5
 
-
-class DamagedDataset(RouterError):
-    """Parts that are missing, overlap, cannot be read, or do not belong to this ledger."""
-
-    code = "damaged_dataset"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One file of the dataset.
-
-    Attributes:
-        path: Where it is.
-        first: The lowest sequence number in it.
-        last: The highest; every number between the two is in it.
-    """
-
-    path: Path
-    first: int
-    last: int
+T = TypeVar("T")
 
 
 class InteractionDataset:
@@ -68,20 +58,7 @@ class InteractionDataset:
         Raises:
             DamagedDataset: One is missing between two others, or two overlap.
         """
-        matches = [(path, _PART.fullmatch(path.name)) for path in self._folder.glob("part-*")]
-        parts = sorted(
-            (Part(path=path, first=int(m[1]), last=int(m[2])) for path, m in matches if m),
-            key=lambda part: part.first,
-        )
-        for before, after in pairwise(parts):
-            if after.first != before.last + 1:
-                raise DamagedDataset(
-                    f"{after.path.name} does not follow {before.path.name}",
-                    field="interactions",
-                    value=after.path.name,
-                    allowed=f"a part that starts at {before.last + 1}",
-                )
-        return parts
+        return list_parts(self._folder)[0]
 
     def last_seq(self) -> int:
         """Return the highest sequence number exported, 0 where there is none."""
@@ -108,11 +85,10 @@ class InteractionDataset:
                 value=first,
                 allowed=str(self.last_seq() + 1),
             )
-        sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd", write_page_checksum=True)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"part-{first:019d}-{last:019d}.parquet"
-        write_atomically(path, sink.getvalue().to_pybytes())
+        if not self._folder.exists():
+            self._folder.mkdir(parents=True)
+            flush_folder(self._folder.parent)
+        write_part(Part.within(self._folder, first, last), iter([rows]))
         self._last_seq = last
 
     def read(self, after_seq: int = 0, up_to: int | None = None) -> pa.Table:
@@ -125,13 +101,47 @@ class InteractionDataset:
         Raises:
             DamagedDataset: A part is missing or cannot be read.
         """
-        parts = self.parts()
-        last = parts[-1].last if up_to is None and parts else up_to or 0
-        wanted = [part for part in parts if part.last > after_seq and part.first <= last]
-        tables = [_read_part(part) for part in wanted]
-        rows = pa.concat_tables([INTERACTION_SCHEMA.empty_table(), *tables])
-        seq = rows.column("seq")
-        return rows.filter(pc.and_(pc.greater(seq, after_seq), pc.less_equal(seq, last)))
+        return self._with_parts(lambda parts: _read(parts, after_seq, up_to))
+
+    def find(self, decision_id: str) -> pa.Table:
+        """Read the latest interaction of a decision, schema INTERACTION_SCHEMA; a row or none.
+
+        Raises:
+            DamagedDataset: A part is missing or cannot be read.
+        """
+        return self._with_parts(lambda parts: _find(parts, decision_id))
+
+    def merge(self, *, parts_to_merge: int = MERGE_PARTS) -> int:
+        """Make one part of several small ones, where there are any; return how many they were.
+
+        Not while something is appended: what the two leave half-written is removed here.
+
+        A crash at any moment leaves every row readable, once: what was merged counts no more as
+        soon as the merged part is there, and goes now or with the next call.
+
+        Raises:
+            DamagedDataset: A part is missing or cannot be read.
+        """
+        parts, merged = list_parts(self._folder)
+        remove_parts(merged)
+        remove_halves(self._folder)
+        run = mergeable(parts, merge_parts=parts_to_merge)
+        if run:
+            merge_parts(run)
+        return len(run)
+
+    def _with_parts(self, read: Callable[[list[Part]], T]) -> T:
+        """Read from the parts there are; again where some were merged in the meantime."""
+        for _ in range(READ_ATTEMPTS):
+            parts = self.parts()
+            try:
+                found = read(parts)
+            except FileNotFoundError:
+                continue
+            # A folder is not listed in one moment: what was being merged may lack in the list.
+            if self.parts()[: len(parts)] == parts:
+                return found
+        raise DamagedDataset("its parts do not stay the same", field="interactions")
 
 
 def export(
@@ -161,19 +171,18 @@ def export(
         copied += len(rows)
 
 
-def _read_part(part: Part) -> pa.Table:
-    """Read one part and see that it holds what its name says; raises DamagedDataset."""
-    try:
-        rows = pq.read_table(part.path, partitioning=None, page_checksum_verification=True)
-        rows = of_this_release(rows)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise DamagedDataset(
-            f"{part.path.name} cannot be read: {error}"[:300], field="interactions"
-        ) from error
-    if not np.array_equal(rows["seq"], np.arange(part.first, part.last + 1)):
-        raise DamagedDataset(
-            f"{part.path.name} holds other interactions than its name says",
-            field="interactions",
-            value=part.path.name,
-        )
-    return rows
+def _read(parts: list[Part], after_seq: int, up_to: int | None) -> pa.Table:
+    """Read a range of sequence numbers from those parts that it overlaps."""
+    last = parts[-1].last if up_to is None and parts else up_to or 0
+    wanted = [part for part in parts if part.last > after_seq and part.first <= last]
+    tables = [read_part(part, after_seq=after_seq, up_to=last) for part in wanted]
+    return pa.concat_tables([INTERACTION_SCHEMA.empty_table(), *tables])
+
+
+def _find(parts: list[Part], decision_id: str) -> pa.Table:
+    """Read a decision's latest interaction: from the back, for that is where it is."""
+    for part in reversed(parts):
+        rows = find_in_part(part, decision_id)
+        if len(rows):
+            return rows.sort_by("seq").slice(len(rows) - 1)
+    return INTERACTION_SCHEMA.empty_table()

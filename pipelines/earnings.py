@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from sqlalchemy import Connection, and_, case, func, select
 
 from pipelines.schema import decisions, interactions
@@ -74,3 +77,56 @@ def select_earned(
         )
         for version, number, quality, cost_usd, gain, loss in connection.execute(query)
     ]
+
+
+def sum_earned(rows: pa.Table, *, cost_ceiling_usd: float) -> list[Earned]:
+    """Sum interactions as `select_earned` does, of the dataset.
+
+    Args:
+        rows: Schema INTERACTION_SCHEMA.
+        cost_ceiling_usd: USD at and above which a call counts as fully expensive.
+    """
+    known = rows.filter(pc.and_(rows["quality"].is_valid(), rows["cost_usd"].is_valid()))
+    clipped = pc.min_element_wise(pc.divide(known["cost_usd"], cost_ceiling_usd), 1.0)
+    terms = pa.table(
+        {
+            "policy_version": known["policy_version"],
+            "quality": known["quality"],
+            "cost_usd": known["cost_usd"],
+            "gain": pc.multiply(known["w_quality"], known["quality"]),
+            "loss": pc.multiply(known["w_cost"], clipped),
+        }
+    )
+    names = ("quality", "cost_usd", "gain", "loss")
+    sums = terms.group_by("policy_version").aggregate(
+        [("quality", "count"), *((name, "sum") for name in names)]
+    )
+    return [
+        Earned(
+            policy_version=row["policy_version"],
+            interactions=row["quality_count"],
+            **{name: row[f"{name}_sum"] for name in names},
+        )
+        for row in sums.to_pylist()
+    ]
+
+
+def merge_earned(one: Sequence[Earned], other: Sequence[Earned]) -> list[Earned]:
+    """Add up sums of different interactions, version by version."""
+    total = {earned.policy_version: earned for earned in one}
+    for added in other:
+        known = total.get(added.policy_version)
+        total[added.policy_version] = added if known is None else _added(known, added)
+    return list(total.values())
+
+
+def _added(one: Earned, other: Earned) -> Earned:
+    """Add up two sums of one version."""
+    return replace(
+        one,
+        interactions=one.interactions + other.interactions,
+        quality=one.quality + other.quality,
+        cost_usd=one.cost_usd + other.cost_usd,
+        gain=one.gain + other.gain,
+        loss=one.loss + other.loss,
+    )

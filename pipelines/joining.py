@@ -111,6 +111,8 @@ class Group:
         price: Prices a call by its tokens.
         rules: What each tenant's feedback is held to.
         now: Microseconds since the epoch.
+        forgotten_at: Decisions of this moment or before may have left the ledger, microseconds
+            since the epoch.
 
     Attributes:
         histories: As given, brought up to date.
@@ -121,9 +123,15 @@ class Group:
     """
 
     def __init__(
-        self, histories: Mapping[str, History], *, price: PriceCall, rules: Rulebook, now: int
+        self,
+        histories: Mapping[str, History],
+        *,
+        price: PriceCall,
+        rules: Rulebook,
+        now: int,
+        forgotten_at: int = 0,
     ) -> None:
-        self.histories, self.now = histories, now
+        self.histories, self.now, self._forgotten_at = histories, now, forgotten_at
         self._price, self._rules = price, rules
         self.received: list[tuple[Any, ...]] = []
         self.joined = 0
@@ -177,7 +185,7 @@ class Group:
             return self.now >= recorded.closes_at
         issued = issued_at(report.decision_id)
         window = round(self._rules.of(tenant).wait_window_s * MICROSECONDS)
-        return issued is not None and self.now >= issued + window
+        return issued is not None and (self.now >= issued + window or issued <= self._forgotten_at)
 
     def _mature(self, decision_id: str, *, closed: bool = False) -> bool:
         """Make an interaction, or a correction of it, if the values call for one."""

@@ -24,6 +24,12 @@ from pipelines.answers import Answer, select_answers
 from pipelines.earnings import Earned, select_earned
 from pipelines.joining import MICROSECONDS, Group, Report
 from pipelines.ledger_prices import insert_prices, select_price_history, select_prices
+from pipelines.ledger_retention import (
+    MAX_FORGOTTEN,
+    delete_decisions,
+    delete_orphans,
+    give_back,
+)
 from pipelines.ledger_rows import (
     VECTORS,
     decision_json,
@@ -184,6 +190,41 @@ class Ledger:
             sql.close_decisions(connection, ids)
         return len(ids)
 
+    def forget(self, *, retention_s: float, exported_seq: int, limit: int = MAX_FORGOTTEN) -> int:
+        """Delete decisions that can change no more, with all that came of them.
+
+        Those are older than the longest wait window and the retention together; their windows are
+        closed and their interactions exported. Outcomes whose decision never came go as early.
+
+        Args:
+            retention_s: How long decisions stay after the longest wait window, seconds.
+            exported_seq: Interactions up to this sequence number are safe elsewhere.
+            limit: Most decisions to delete in this transaction.
+
+        Returns:
+            How many decisions went; as many as `limit` means that there may be more.
+        """
+        with self._writing() as connection:
+            now = self._now()
+            before = now - round((self._rules.longest_window_s + retention_s) * MICROSECONDS)
+            gone = delete_decisions(
+                connection, before=before, now=now, exported_seq=exported_seq, limit=limit
+            )
+            orphaned_before = before - round(self._orphan_after_s * MICROSECONDS)
+            dropped = delete_orphans(connection, before=orphaned_before, limit=limit)
+            sql.add_totals(connection, self._shard, {"dropped": dropped})
+        return gone
+
+    def shrink(self) -> int:
+        """Give some unused space back to the file system; return the pages, 0 when it is done."""
+        with self._writing() as connection:
+            return give_back(connection)
+
+    def forgotten_seq(self) -> int:
+        """Return the number up to which interactions may have left the ledger, 0 for none."""
+        with self._reading() as connection:
+            return sql.select_forgotten(connection)[0]
+
     def interactions(self, after_seq: int, limit: int) -> pa.Table:
         """Read matured interactions in sequence order, schema INTERACTION_SCHEMA.
 
@@ -282,7 +323,14 @@ class Ledger:
         unread = versions - self._prices.keys()
         if unread:
             self._prices |= select_price_history(connection, unread)
-        return Group(histories, price=self._price, rules=self._rules, now=self._now())
+        _, forgotten_at = sql.select_forgotten(connection)
+        return Group(
+            histories,
+            price=self._price,
+            rules=self._rules,
+            now=self._now(),
+            forgotten_at=forgotten_at,
+        )
 
     def _store(self, connection: Connection, group: Group, totals: dict[str, int]) -> None:
         """Write what a group has changed, and count it."""

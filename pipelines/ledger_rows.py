@@ -104,6 +104,31 @@ def decision_json(
     }
 
 
+def archived_json(rows: pa.Table) -> dict[str, Any]:
+    """Return a decision that has left the ledger in the shape of `decision_json`.
+
+    Args:
+        rows: Its latest interaction, one row, schema INTERACTION_SCHEMA. What it does not tell
+            (outcomes one by one, the window's end, whether it was deferred) is None.
+    """
+    times = [name for name in INTERACTION_SCHEMA.names if name in TIMES]
+    plain = rows.drop_columns(["context"])
+    for name in times:
+        index = plain.schema.get_field_index(name)
+        plain = plain.set_column(index, name, plain[name].cast(pa.int64()))
+    [row] = plain.to_pylist()
+    row |= {name: iso_time(row[name]) for name in times}
+    decided = [name for name in DECISION_SCHEMA.names if name in row]
+    own = [name for name in row if name not in decided]
+    return {
+        **{name: row[name] for name in decided},
+        "closes_at": None,
+        "deferred": None,
+        "outcomes": None,
+        "interaction": {name: row[name] for name in own},
+    }
+
+
 def iso_time(microseconds: int) -> str:
     """Write microseconds since the epoch as ISO 8601, UTC.
 

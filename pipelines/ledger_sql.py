@@ -50,8 +50,10 @@ _TAKE_NUMBERS: Final = (
 _ADD_TOTALS: Final = (
     update(tallies)
     .where(tallies.c.shard == bindparam("own"))
-    .values({name: tallies.c[name] + bindparam(f"add_{name}") for name in TOTALS})
+    .values({name: tallies.c[name] + bindparam(f"add_{name}") for name in (*TOTALS, "dropped")})
 )
+_FORGOTTEN: Final = select(sequence.c.forgotten_seq, sequence.c.forgotten_at)
+_DECIDED_AT: Final = DECISION_COLUMNS.index("decided_at")
 
 
 def lock_shard(connection: Connection, shard: int) -> None:
@@ -68,6 +70,8 @@ def ensure_rows(connection: Connection, shard: int) -> None:
 def insert_decisions(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[str]:
     """Store decisions that are not stored yet, as open ones; return their ids in order.
 
+    One that is older than what has left the ledger is left out: it may have been there before.
+
     Args:
         connection: Within a transaction.
         rows: Columns as DECISION_COLUMNS.
@@ -78,6 +82,10 @@ def insert_decisions(connection: Connection, rows: Sequence[tuple[Any, ...]]) ->
     # Nobody else adds any of them meanwhile: they are this shard's, and the shard is locked.
     for (stored,) in rows_of(connection, "decisions", ("decision_id",), by_id.keys()):
         del by_id[stored]
+    # Read after the ids: what has left between the two statements is then known to have left.
+    _, forgotten_at = select_forgotten(connection)
+    if forgotten_at:
+        by_id = {name: row for name, row in by_id.items() if row[_DECIDED_AT] > forgotten_at}
     new = list(by_id.values())
     insert_rows(connection, "decisions", DECISION_COLUMNS, new)
     insert_rows(connection, "open_decisions", _OPEN, list(map(_OPEN_PART, new)))
@@ -155,7 +163,7 @@ def add_totals(connection: Connection, shard: int, totals: Mapping[str, int]) ->
     """Add to a shard's totals."""
     connection.execute(
         _ADD_TOTALS,
-        {"own": shard} | {f"add_{name}": totals.get(name, 0) for name in TOTALS},
+        {"own": shard} | {f"add_{name}": totals.get(name, 0) for name in (*TOTALS, "dropped")},
     )
 
 
@@ -166,7 +174,9 @@ def select_counts(connection: Connection, *, orphaned_before: int) -> LedgerCoun
     query = select(
         *(func.sum(tallies.c[name]).label(name) for name in TOTALS),
         waiting.where(~is_orphaned).scalar_subquery().label("pending"),
-        waiting.where(is_orphaned).scalar_subquery().label("orphaned"),
+        (waiting.where(is_orphaned).scalar_subquery() + func.sum(tallies.c.dropped)).label(
+            "orphaned"
+        ),
         select(sequence.c.last_seq).scalar_subquery().label("last_seq"),
     )
     row = connection.execute(query).one()
@@ -177,6 +187,12 @@ def select_counts(connection: Connection, *, orphaned_before: int) -> LedgerCoun
 def select_last_seq(connection: Connection) -> int:
     """Return the sequence number given last."""
     return int(connection.execute(select(sequence.c.last_seq)).scalar_one())
+
+
+def select_forgotten(connection: Connection) -> tuple[int, int]:
+    """Return how far retention has come: a sequence number, and microseconds since the epoch."""
+    forgotten_seq, forgotten_at = connection.execute(_FORGOTTEN).one()
+    return int(forgotten_seq), int(forgotten_at)
 
 
 def select_interactions(

@@ -54,7 +54,7 @@ decisions = Table(
     "decisions",
     metadata,
     Column("decision_id", Text, primary_key=True),
-    Column("decided_at", BigInteger, nullable=False),
+    Column("decided_at", BigInteger, nullable=False, index=True),  # Ledger.forget
     Column("tenant", Text, nullable=False),
     Column("session", Text),
     Column("prompt_hash", Text, nullable=False),
@@ -145,15 +145,21 @@ tallies = Table(
     metadata,
     Column("shard", Integer, primary_key=True, autoincrement=False),
     *(Column(name, BigInteger, nullable=False, default=0) for name in TOTALS),
+    # Outcomes that left the ledger before their decision ever came; they still count as orphaned.
+    Column("dropped", BigInteger, nullable=False, server_default=text("0")),
 )
 
-# One row: the sequence number given last. Locked from the moment that numbers are taken to the
-# commit, so that on PostgreSQL, too, the order of numbers is the order of commits.
+# One row: the sequence number given last, and what has left. Locked from the moment that numbers
+# are taken to the commit, so that on PostgreSQL, too, the order of numbers is that of commits.
 sequence = Table(
     "sequence",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("last_seq", BigInteger, nullable=False),
+    # How far retention has come: no interaction up to this number, and no decision of this moment
+    # or an earlier one, is sure to be here any more.
+    Column("forgotten_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("forgotten_at", BigInteger, nullable=False, server_default=text("0")),
 )
 
 
@@ -183,7 +189,7 @@ def open_engine(url: str) -> Engine:
 
 
 def create_missing(engine: Engine) -> None:
-    """Create the tables that are missing, and the columns that tables of an older release lack."""
+    """Create the tables that are missing, and what tables of an older release lack."""
     metadata.create_all(engine)
     with engine.begin() as connection:
         present = inspect(connection)
@@ -200,6 +206,8 @@ def create_missing(engine: Engine) -> None:
                     for column in missing
                 }
                 connection.execute(update(open_decisions).values(copied))
+            for index in table.indexes:
+                index.create(connection, checkfirst=True)
 
 
 def is_durable(connection: Connection) -> bool:
@@ -224,6 +232,8 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
+        # Before the first table: later it has no effect, and pages are only used again.
+        "auto_vacuum = INCREMENTAL",
         "journal_mode = WAL",
         "synchronous = FULL",
         f"cache_size = -{SQLITE_CACHE_KB}",

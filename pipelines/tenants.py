@@ -39,6 +39,11 @@ class Rulebook:
     default: TenantRules
     tenants: Mapping[str, TenantRules] = field(default_factory=dict)
 
+    @property
+    def longest_window_s(self) -> float:
+        """The longest wait window of any tenant, seconds."""
+        return max(rules.wait_window_s for rules in (self.default, *self.tenants.values()))
+
     def of(self, tenant: str) -> TenantRules:
         """Return a tenant's rules."""
         return self.tenants.get(tenant, self.default)

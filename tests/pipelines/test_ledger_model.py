@@ -10,26 +10,40 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from clock import START_S, Clock
+from crashes import Broken, dying_at_file_step, dying_at_statement
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from ledgers import ARM, ORPHAN_AFTER_S, RULES, TENANT, dated_id, decision, open_ledger, priced
+from ledgers import (
+    ARM,
+    ORPHAN_AFTER_S,
+    RULES,
+    TENANT,
+    WAIT_WINDOW_S,
+    dated_id,
+    decision,
+    open_ledger,
+    priced,
+)
 from sqlalchemy import create_engine
 
+from pipelines.archive import Archive
 from pipelines.dataset import InteractionDataset, export
 from pipelines.joining import Report
 from pipelines.schema import metadata
 from policies.interaction import LedgerCounts, Outcome, decisions_to_batch
 from policies.reports import reports_to_batch, unpack_statuses
 
-# Tenant of each decision, and whether it is deferred; two ids tell when they were issued.
+# Tenant of each decision, whether it is deferred, and when it is made, seconds after the start;
+# three ids tell when they were issued.
 DECISIONS = {
-    "a": (TENANT, False),
-    dated_id("b"): (TENANT, True),
-    "c": ("mean", False),
-    dated_id("d"): ("zero", False),
-    "e": ("earliest", True),
+    "a": (TENANT, False, 0.0),
+    dated_id("b"): (TENANT, True, 0.0),
+    "c": ("mean", False, 200.0),
+    dated_id("d", at=START_S + 200.0): ("zero", False, 200.0),
+    dated_id("e", at=START_S + 400.0): ("earliest", True, 400.0),
 }
+RETENTION_S = 100.0
 IDS = tuple(DECISIONS)
 DATED = frozenset(i for i in IDS if len(i) > 1)
 
@@ -49,10 +63,6 @@ OUTCOMES = st.builds(
 )
 
 Values = tuple[float | None, float | None, float | None]
-
-
-class Broken(Exception):
-    """The process dies in the middle of a transaction."""
 
 
 class BreakableClock(Clock):
@@ -80,10 +90,16 @@ class Model:
     interactions: list[tuple[str, int, Values]] = field(default_factory=list)
     duplicates: int = 0
     expired: int = 0
+    decisions: int = 0
+    outcomes: int = 0
+    dropped: int = 0
+    exported: int = 0
+    forgotten_at: float = 0.0
 
     def record(self, decision_id: str) -> None:
         """Record a decision, once."""
-        if decision_id not in self.recorded:
+        if decision_id not in self.recorded and decided_at(decision_id) > self.forgotten_at:
+            self.decisions += 1
             self.recorded.add(decision_id)
             self.open.add(decision_id)
             self.mature(decision_id)
@@ -101,10 +117,15 @@ class Model:
             self.duplicates += same_event == [outcome]
             return "duplicate" if same_event == [outcome] else "invalid"
         told = outcome.decision_id in self.recorded | DATED
-        if told and now >= closes_at(outcome.decision_id):
+        over = now >= closes_at(outcome.decision_id) or (
+            outcome.decision_id not in self.recorded
+            and decided_at(outcome.decision_id) <= self.forgotten_at
+        )
+        if told and over:
             self.expired += 1
             return "expired"
         known.append(outcome)
+        self.outcomes += 1
         self.received_at.append((outcome.decision_id, now))
         if outcome.decision_id not in self.recorded:
             return "pending"
@@ -113,7 +134,7 @@ class Model:
     def mature(self, decision_id: str, *, closed: bool = False) -> str:
         """Add an interaction or a correction where one is due."""
         reports = self.reports[decision_id]
-        tenant, deferred = DECISIONS[decision_id]
+        tenant, deferred, _ = DECISIONS[decision_id]
         if deferred and not any(report.activate for report in reports):
             return "joined"
         cost_usd, tokens_in, tokens_out, latency_ms = (
@@ -160,16 +181,35 @@ class Model:
             self.open.discard(decision_id)
         return len(closing)
 
+    def forget(self, now: float) -> set[str]:
+        """Let go of what can change no more; return the decisions."""
+        before = now - WAIT_WINDOW_S - RETENTION_S
+        unexported = {decision_id for decision_id, _, _ in self.interactions[self.exported :]}
+        gone = {
+            i
+            for i in self.recorded - self.open - unexported
+            if decided_at(i) <= before and closes_at(i) <= now
+        }
+        self.forgotten_at = max([self.forgotten_at, *map(decided_at, gone)])
+        last = {i: at for i, at in self.received_at if i not in self.recorded}
+        orphans = {i for i, at in last.items() if at <= before - ORPHAN_AFTER_S}
+        self.dropped += sum(i in orphans for i, _ in self.received_at)
+        self.recorded -= gone
+        self.received_at = [(i, at) for i, at in self.received_at if i not in gone | orphans]
+        for i in gone | orphans:
+            self.reports[i] = []
+        return gone
+
     def counts(self, now: float) -> LedgerCounts:
         """Count as the ledger should."""
         waiting = [at for decision_id, at in self.received_at if decision_id not in self.recorded]
         orphaned = sum(at <= now - ORPHAN_AFTER_S for at in waiting)
         return LedgerCounts(
-            decisions=len(self.recorded),
-            outcomes=len(self.received_at),
-            joined=len(self.received_at) - len(waiting),
+            decisions=self.decisions,
+            outcomes=self.outcomes,
+            joined=self.outcomes - len(waiting) - self.dropped,
             pending=len(waiting) - orphaned,
-            orphaned=orphaned,
+            orphaned=orphaned + self.dropped,
             duplicates=self.duplicates,
             expired=self.expired,
             interactions=len(self.interactions),
@@ -183,12 +223,19 @@ def _values_of(outcome: Outcome) -> tuple[object, ...]:
 
 def closes_at(decision_id: str) -> float:
     """Return the moment at which a decision's wait window closes, seconds."""
-    return START_S + RULES.of(DECISIONS[decision_id][0]).wait_window_s
+    return decided_at(decision_id) + RULES.of(DECISIONS[decision_id][0]).wait_window_s
+
+
+def decided_at(decision_id: str) -> float:
+    """Return the moment at which a decision is made, seconds."""
+    return START_S + DECISIONS[decision_id][2]
 
 
 def batches(ids: Iterable[str]) -> list[pa.RecordBatch]:
     """Lay decisions out, each of its own tenant, in two batches."""
-    made = [decision(i, tenant=DECISIONS[i][0], deferred=DECISIONS[i][1]) for i in ids]
+    made = [
+        decision(i, at=decided_at(i), tenant=DECISIONS[i][0], deferred=DECISIONS[i][1]) for i in ids
+    ]
     return [decisions_to_batch(made[:1]), decisions_to_batch(made[1:])]
 
 
@@ -199,17 +246,23 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.url, self.folder = url, folder
         self.clock, self.model = BreakableClock(), Model()
-        self.ledger = open_ledger(url, self.clock)
+        self.open()
         self.ledger.change_prices(priced)
+
+    def open(self) -> None:
+        """Open ledger and dataset as a process does that has just started."""
+        self.ledger = open_ledger(self.url, self.clock)
+        self.dataset = InteractionDataset(self.folder)
+        self.archive = Archive(self.ledger, self.dataset)
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4))
     def record(self, ids: list[str]) -> None:
         """Record decisions; some again, some twice in a batch."""
-        before = len(self.model.recorded)
+        before = self.model.decisions
         for decision_id in ids:
             self.model.record(decision_id)
         new = self.ledger.record(batches(ids))
-        assert sum(new) == len(self.model.recorded) - before
+        assert sum(new) == self.model.decisions - before
 
     @rule(outcomes=st.lists(OUTCOMES, min_size=1, max_size=6), columns=st.booleans())
     def submit(self, outcomes: list[Outcome], columns: bool) -> None:
@@ -254,26 +307,91 @@ class LedgerMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         """Open the same database anew."""
         self.ledger.close()
-        self.ledger = open_ledger(self.url, self.clock)
+        self.open()
 
     @rule()
     def export(self) -> None:
-        """Copy what has matured, as a process would that has just started."""
-        dataset = InteractionDataset(self.folder)
-        export(self.ledger.interactions, dataset, max_part_rows=2)
-        assert dataset.read().equals(self.ledger.interactions(0, 1000))
+        """Copy what has matured."""
+        export(self.ledger.interactions, self.dataset, max_part_rows=2)
+        self.model.exported = len(self.model.interactions)
+        assert self.dataset.read().equals(self.archive.interactions(0, 1000))
+
+    @rule()
+    def wait_for_retention(self) -> None:
+        """Go to the very moment at which the next decisions are old enough to leave."""
+        leaving = [decided_at(i) + WAIT_WINDOW_S + RETENTION_S for i in IDS]
+        self.clock.now = min([at for at in leaving if at > self.clock.now] or [self.clock.now])
+
+    @rule(
+        exported=st.sampled_from([True, True, False]), closed=st.sampled_from([True, True, False])
+    )
+    def live_through_retention(self, exported: bool, closed: bool) -> None:
+        """All that a service does with decisions until they leave, or nearly all."""
+        self.wait_for_retention()
+        if closed:
+            self.close_windows()
+        if exported:
+            self.export()
+        self.forget(500)
+
+    @rule(limit=st.sampled_from([1, 500]))
+    def forget(self, limit: int) -> None:
+        """Let what is old leave the ledger, in small transactions or a large one."""
+        # What leaves is told by the clock alone, so that it may be told once, before.
+        gone = self.model.forget(self.clock.now)
+        seen = 0
+        # Orphans leave by the same transactions: as many as there are decisions.
+        for _ in IDS:
+            seen += self._forget(limit)
+        assert seen == len(gone)
+
+    def _forget(self, limit: int) -> int:
+        exported_seq = self.dataset.last_seq()
+        return self.ledger.forget(retention_s=RETENTION_S, exported_seq=exported_seq, limit=limit)
+
+    @rule(step=st.integers(0, 12))
+    def die_while_forgetting(self, step: int) -> None:
+        """Die between two statements: all of the transaction is there, or nothing."""
+        try:
+            with dying_at_statement(self.ledger._engine, step):
+                self._forget(500)
+            self.model.forget(self.clock.now)
+        except Broken:
+            self.restart()
+
+    @rule(step=st.integers(0, 12))
+    def die_while_merging(self, step: int) -> None:
+        """Die between two steps of the dataset's files, and start again."""
+        try:
+            with dying_at_file_step(step):
+                while self.dataset.merge(parts_to_merge=2):
+                    pass
+        except Broken:
+            self.restart()
+
+    @rule()
+    def merge(self) -> None:
+        """Merge parts until there is nothing to merge."""
+        while self.dataset.merge(parts_to_merge=2):
+            pass
 
     @invariant()
     def the_ledger_is_as_the_model(self) -> None:
         """Counts, interactions, their numbers and their order."""
         assert self.ledger.counts() == self.model.counts(self.clock.now)
-        rows = self.ledger.interactions(0, 1000).to_pylist()
+        rows = self.archive.interactions(0, 1000).to_pylist()
         assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
         names = ("quality", "cost_usd", "latency_ms")
         assert [
             (row["decision_id"], row["revision"], tuple(row[name] for name in names))
             for row in rows
         ] == self.model.interactions
+        latest = {row["decision_id"]: row for row in rows}
+        for decision_id, row in latest.items():
+            shown = self.archive.decision(decision_id)
+            assert shown is not None
+            assert shown["interaction"]["seq"] == row["seq"]
+            assert shown["tenant"] == row["tenant"]
 
     def teardown(self) -> None:
         """Leave an empty database to the next run."""

@@ -1,0 +1,419 @@
+"""What leaves the ledger, what stays, and that nobody can tell but by the file's size."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from clock import START_S, Clock
+from crashes import Broken, dying_at_file_step, dying_at_statement
+from event_lists import EventList
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ledgers import (
+    ORPHAN_AFTER_S,
+    TENANT,
+    WAIT_WINDOW_S,
+    batch,
+    dated_id,
+    open_ledger,
+    priced,
+    submit,
+)
+from sqlalchemy import create_engine, text
+
+from pipelines.aggregator import Aggregator
+from pipelines.archive import Archive
+from pipelines.dataset import DamagedDataset, InteractionDataset, export
+from pipelines.dataset_parts import MERGE_PARTS, Part, list_parts, mergeable
+from pipelines.ledger import Ledger
+from pipelines.tenants import Rulebook, TenantRules
+from policies.interaction import JoinStatus, Outcome, canonical_rows
+
+RETENTION_S = 100.0
+OLD_S = WAIT_WINDOW_S + RETENTION_S
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> InteractionDataset:
+    """An empty dataset."""
+    return InteractionDataset(tmp_path / "interactions")
+
+
+def forget(ledger: Ledger, dataset: InteractionDataset) -> int:
+    """Let go of what is old enough, in one transaction."""
+    return ledger.forget(retention_s=RETENTION_S, exported_seq=dataset.last_seq())
+
+
+def matured(ledger: Ledger, ids: Sequence[str], *, at: float = START_S) -> None:
+    """Record decisions and bring each a quality and a cost."""
+    ledger.record([batch(ids, at=at)])
+    ledger.submit(
+        [
+            (TENANT, Outcome(decision_id=i, quality=n % 5 / 4, cost_usd=0.001 * n))
+            for n, i in enumerate(ids)
+        ]
+    )
+
+
+def test_a_decision_leaves_once_it_is_old_closed_and_exported(
+    ledger: Ledger, clock: Clock, dataset: InteractionDataset
+) -> None:
+    name = dated_id("a")
+    matured(ledger, [name])
+    clock.now = START_S + OLD_S
+    assert forget(ledger, dataset) == 0, "not exported"
+    export(ledger.interactions, dataset)
+    clock.now -= 0.001
+    assert forget(ledger, dataset) == 0, "not old enough"
+    clock.now += 0.001
+    before = ledger.counts()
+    assert forget(ledger, dataset) == 1
+    assert ledger.decision(name) is None
+    assert ledger.counts() == before
+
+
+def test_an_open_decision_stays_however_old(
+    ledger: Ledger, clock: Clock, dataset: InteractionDataset
+) -> None:
+    ledger.record([batch(["silent"])])
+    clock.now = START_S + 10 * OLD_S
+    assert forget(ledger, dataset) == 0
+    ledger.mature_expired()
+    assert forget(ledger, dataset) == 1
+
+
+def test_feedback_for_a_decision_that_left_is_expired_and_it_does_not_come_back(
+    ledger: Ledger, clock: Clock, dataset: InteractionDataset
+) -> None:
+    name = dated_id("a")
+    matured(ledger, [name])
+    export(ledger.interactions, dataset)
+    clock.now = START_S + OLD_S
+    forget(ledger, dataset)
+    before = ledger.counts()
+    assert submit(ledger, Outcome(decision_id=name, quality=0.0, cost_usd=0.0)) == [
+        JoinStatus.EXPIRED
+    ]
+    assert ledger.record([batch([name])]) == [0]
+    after = ledger.counts()
+    assert (after.decisions, after.outcomes, after.interactions) == (
+        before.decisions,
+        before.outcomes,
+        before.interactions,
+    )
+    assert after.expired == before.expired + 1
+
+
+def test_a_longer_window_brings_no_decision_back(
+    ledger_url: str, clock: Clock, dataset: InteractionDataset
+) -> None:
+    """What may have left is told by what has left, not by the rules of now."""
+    name = dated_id("a")
+    first = open_ledger(ledger_url, clock)
+    matured(first, [name])
+    export(first.interactions, dataset)
+    clock.now = START_S + OLD_S
+    assert forget(first, dataset) == 1
+    first.close()
+    rules = Rulebook(default=TenantRules(wait_window_s=10 * OLD_S))
+    second = Ledger(ledger_url, rules=rules, orphan_after_s=ORPHAN_AFTER_S, clock=clock)
+    assert submit(second, Outcome(decision_id=name, quality=0.0)) == [JoinStatus.EXPIRED]
+    assert second.record([batch([name])]) == [0]
+    assert second.counts().interactions == 1
+    second.close()
+
+
+def test_orphans_leave_and_still_count(
+    ledger: Ledger, clock: Clock, dataset: InteractionDataset
+) -> None:
+    submit(
+        ledger, Outcome(decision_id="never", quality=1), Outcome(decision_id="never", cost_usd=1)
+    )
+    clock.now = START_S + OLD_S + ORPHAN_AFTER_S
+    before = ledger.counts()
+    assert before.orphaned == 2
+    forget(ledger, dataset)
+    assert ledger.counts() == before
+    with ledger._reading() as connection:
+        assert connection.execute(text("SELECT count(*) FROM outcomes")).scalar_one() == 0
+
+
+def test_what_left_is_read_from_the_dataset_as_before(
+    ledger: Ledger, clock: Clock, dataset: InteractionDataset
+) -> None:
+    """Rows, lineage digest, sums, decision and context; late windows leave holes behind."""
+    ledger.change_prices(priced)
+    old, new = [dated_id(f"o{n}") for n in range(7)], [f"n{n}" for n in range(5)]
+    late = START_S + WAIT_WINDOW_S
+    matured(ledger, old[:4])
+    matured(ledger, new[:2], at=late)
+    matured(ledger, old[4:])
+    matured(ledger, new[2:], at=late)
+    export(ledger.interactions, dataset, max_part_rows=3)
+    archive = Archive(ledger, dataset)
+    rows = archive.interactions(0, 100)
+    shown, context = archive.decision(old[2]), archive.context(old[2])
+    earned = archive.earned(1, 11, 0.004)
+    clock.now = START_S + OLD_S
+    assert forget(ledger, dataset) == len(old)
+
+    assert len(ledger.interactions(0, 100)) == len(new)
+    assert archive.interactions(0, 100).equals(rows)
+    assert _sha256(archive.interactions(0, 100)) == _sha256(rows)
+    for after_seq in range(13):
+        for limit in (1, 2, 5, 12):
+            assert archive.interactions(after_seq, limit).equals(rows.slice(after_seq, limit))
+    assert archive.decision(new[0]) == ledger.decision(new[0])
+    again = archive.decision(old[2])
+    assert shown is not None and again is not None
+    lost = {"outcomes", "closes_at", "deferred"}
+    assert again.keys() == shown.keys()
+    assert {k: v for k, v in again.items() if k not in lost} == {
+        k: v for k, v in shown.items() if k not in lost
+    }
+    assert all(again[name] is None for name in lost)
+    context_again = archive.context(old[2])
+    assert context is not None and context_again is not None
+    assert context_again.tobytes() == context.tobytes()
+    assert archive.decision("nobody") is None and archive.context("nobody") is None
+    [sums], [sums_again] = earned, archive.earned(1, 11, 0.004)
+    assert sums_again.interactions == sums.interactions == 10
+    for name in ("quality", "cost_usd", "gain", "loss"):
+        assert getattr(sums_again, name) == pytest.approx(getattr(sums, name), rel=1e-12)
+
+
+def test_a_dataset_that_lacks_what_left_is_refused(
+    ledger: Ledger, clock: Clock, dataset: InteractionDataset, tmp_path: Path
+) -> None:
+    matured(ledger, ["a", "b"])
+    export(ledger.interactions, dataset)
+    clock.now = START_S + OLD_S
+    forget(ledger, dataset)
+    for part in dataset.parts():
+        part.path.unlink()
+    with pytest.raises(DamagedDataset, match="restore the dataset"):
+        Archive(ledger, InteractionDataset(tmp_path / "interactions")).check()
+
+
+def test_a_transaction_that_dies_takes_nothing(
+    ledger: Ledger, clock: Clock, dataset: InteractionDataset
+) -> None:
+    matured(ledger, ["a", "b"])
+    export(ledger.interactions, dataset)
+    clock.now = START_S + OLD_S
+    before, step = ledger.interactions(0, 10), 0
+    while True:
+        try:
+            with dying_at_statement(ledger._engine, step):
+                gone = forget(ledger, dataset)
+            break
+        except Broken:
+            assert ledger.interactions(0, 10).equals(before)
+            assert ledger.forgotten_seq() == 0
+            step += 1
+    assert (gone, ledger.forgotten_seq()) == (2, 2)
+    assert step >= 8, "each statement was the last one once"
+
+
+def test_a_sqlite_file_stays_bounded(tmp_path: Path) -> None:
+    """Ten rounds of decisions need no more pages than two; most of what is free is given back."""
+    clock = Clock()
+    ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", clock)
+    dataset = InteractionDataset(tmp_path / "interactions")
+    sizes = []
+    for turn in range(10):
+        matured(ledger, [f"{turn}-{n}" for n in range(300)], at=clock.now)
+        export(ledger.interactions, dataset)
+        clock.now += OLD_S
+        sizes.append(_pages(ledger))
+        assert forget(ledger, dataset) == 300
+    assert max(sizes) <= 1.2 * sizes[0]
+    freed = [ledger.shrink(), ledger.shrink()]
+    assert freed[0] > sizes[0] / 2 and freed[1] == 0, "all surplus pages at once"
+    assert _pages(ledger) < sizes[0] / 2
+    assert ledger.counts().decisions == 3000
+    ledger.close()
+
+
+def _pages(ledger: Ledger) -> int:
+    with ledger._reading() as connection:
+        return int(connection.execute(text("PRAGMA page_count")).scalar_one())
+
+
+def test_a_ledger_of_an_older_release_gets_what_retention_needs(
+    ledger_url: str, clock: Clock, dataset: InteractionDataset
+) -> None:
+    first = open_ledger(ledger_url, clock)
+    matured(first, ["old"])
+    first.close()
+    engine = create_engine(ledger_url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX ix_decisions_decided_at"))
+        for table, column in (
+            ("sequence", "forgotten_seq"),
+            ("sequence", "forgotten_at"),
+            ("tallies", "dropped"),
+        ):
+            connection.execute(text(f"ALTER TABLE {table} DROP COLUMN {column}"))
+    engine.dispose()
+    second = open_ledger(ledger_url, clock)
+    export(second.interactions, dataset)
+    clock.now = START_S + OLD_S
+    assert forget(second, dataset) == 1
+    assert second.counts().decisions == 1
+    second.close()
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """Twenty-four real interactions."""
+    path = tmp_path_factory.mktemp("rows") / "ledger.db"
+    ledger = open_ledger(f"sqlite:///{path}", Clock())
+    matured(ledger, [f"d{number:02d}" for number in range(24)])
+    read = ledger.interactions(0, 100)
+    ledger.close()
+    return read
+
+
+def _filled(folder: Path, rows: pa.Table, *, size: int) -> InteractionDataset:
+    dataset = InteractionDataset(folder)
+    for start in range(0, len(rows), size):
+        dataset.append(rows.slice(start, size))
+    return dataset
+
+
+def test_merging_changes_no_row_and_no_digest(rows: pa.Table, tmp_path: Path) -> None:
+    dataset = _filled(tmp_path, rows, size=1)
+    while dataset.merge():
+        pass
+    assert len(dataset.parts()) == 24 // MERGE_PARTS
+    assert dataset.read().equals(rows)
+    assert _sha256(dataset.read()) == _sha256(rows)
+    for seq in (1, 8, 9, 24):
+        assert dataset.read(seq - 1, seq).equals(rows.slice(seq - 1, 1))
+    assert dataset.find("d08")["seq"].to_pylist() == [9]
+    following = rows.slice(23).set_column(0, rows.schema.field("seq"), pa.array([25], pa.int64()))
+    dataset.append(following)
+    assert dataset.read()["seq"].to_pylist() == list(range(1, 26))
+
+
+def test_a_merge_that_dies_at_any_step_leaves_each_row_once(rows: pa.Table, tmp_path: Path) -> None:
+    """Whoever comes after it reads the same, goes on, and leaves no file behind."""
+    step, finished = 0, False
+    while not finished:
+        folder = tmp_path / str(step)
+        _filled(folder, rows, size=3)
+        try:
+            with dying_at_file_step(step) as done:
+                InteractionDataset(folder).merge()
+            finished = True
+        except Broken:
+            step += 1
+        after = InteractionDataset(folder)
+        assert after.last_seq() == 24
+        assert after.read().equals(rows)
+        while after.merge():
+            pass
+        assert after.read().equals(rows)
+        assert [path.name for path in folder.iterdir()] == [after.parts()[0].path.name]
+    assert done.count("unlink") == MERGE_PARTS
+    assert {"fsync", "replace"} <= set(done)
+
+
+def test_an_append_that_dies_at_any_step_is_done_again(rows: pa.Table, tmp_path: Path) -> None:
+    for step in range(4):
+        folder = tmp_path / str(step)
+        _filled(folder, rows.slice(0, 12), size=12)
+        with pytest.raises(Broken), dying_at_file_step(step):
+            InteractionDataset(folder).append(rows.slice(12))
+            raise Broken
+        export(lambda after_seq, limit: rows.slice(after_seq, limit), InteractionDataset(folder))
+        assert InteractionDataset(folder).read().equals(rows)
+
+
+def test_a_damaged_part_is_not_merged_away(rows: pa.Table, tmp_path: Path) -> None:
+    dataset = _filled(tmp_path, rows, size=3)
+    damaged = dataset.parts()[4].path
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    with pytest.raises(DamagedDataset, match="cannot be read"):
+        dataset.merge()
+    assert len(InteractionDataset(tmp_path).parts()) == MERGE_PARTS
+
+
+def test_a_reader_elsewhere_looks_again_where_parts_were_merged(
+    rows: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _filled(tmp_path, rows, size=3)
+    reader, listed = InteractionDataset(tmp_path), list_parts(tmp_path)[0]
+    InteractionDataset(tmp_path).merge()
+    answers: Iterator[list[Part]] = iter([listed])
+    present = reader.parts
+    monkeypatch.setattr(reader, "parts", lambda: next(answers, None) or present())
+    assert reader.read().equals(rows)
+
+
+@given(st.lists(st.integers(1, 60), max_size=300))
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_few_parts_remain_and_rows_are_seldom_written_again(sizes: list[int]) -> None:
+    parts: list[Part] = []
+    written = 0
+    for size in sizes:
+        first = parts[-1].last + 1 if parts else 1
+        parts.append(Part.within(Path(), first, first + size - 1))
+        while run := mergeable(parts, max_rows=2000):
+            start = parts.index(run[0])
+            parts[start : start + len(run)] = [Part.within(Path(), run[0].first, run[-1].last)]
+            written += sum(map(len, run))
+    total = sum(sizes)
+    assert sum(map(len, parts)) == total
+    assert max(map(len, parts), default=0) <= 2000
+    assert len(parts) <= 10 * MERGE_PARTS
+    assert written <= 11 * total, "each merge at least doubles a row's part: 2 ** 11 > 2000"
+
+
+def test_the_aggregator_keeps_its_ledger_small(
+    ledger_url: str, clock: Clock, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        dataset = InteractionDataset(tmp_path / "interactions")
+        aggregator = Aggregator(
+            open_ledger(ledger_url, clock),
+            dataset,
+            announce=lambda table: None,
+            events=EventList(),
+            export_every_s=3600,
+            retention_s=RETENTION_S,
+        )
+        try:
+            ids = [dated_id(f"{n}") for n in range(MERGE_PARTS)]
+            for name in ids:
+                await aggregator.record(batch([name]))
+                await aggregator.submit(TENANT, [Outcome(decision_id=name, quality=1, cost_usd=0)])
+                await aggregator.export()
+            rows = await aggregator.interactions(0, 100)
+            counts = await aggregator.counts()
+            assert len(dataset.parts()) == MERGE_PARTS
+            clock.now = START_S + OLD_S
+            assert await aggregator.compact() == MERGE_PARTS
+            assert len(dataset.parts()) == 1
+            assert (await aggregator.interactions(0, 100)).equals(rows)
+            assert await aggregator.counts() == counts
+            shown = await aggregator.decision(ids[0])
+            assert shown is not None and shown["interaction"]["quality"] == 1
+            assert await aggregator.context(ids[0]) is not None
+            assert [one.interactions for one in await aggregator.earned(0, 100, 1.0)] == [
+                MERGE_PARTS
+            ]
+        finally:
+            await aggregator.stop()
+
+    asyncio.run(main())
+
+
+def _sha256(rows: pa.Table) -> str:
+    return hashlib.sha256(canonical_rows(rows)).hexdigest()
