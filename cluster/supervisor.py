@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Final
@@ -18,21 +19,38 @@ import psutil
 
 from cluster.client import SERVICE_FILE
 
-POLL_S: Final = 0.2
-# Between two starts, seconds: doubled while the service does not get ready, or not for long.
-BACKOFF_FIRST_S: Final = 0.5
-BACKOFF_MAX_S: Final = 30.0
-STABLE_S: Final = 60.0
-# Serve replaces replicas and proxy by itself; only what takes longer than this is restarted whole.
-SILENT_S: Final = 90.0
-PROBE_EVERY_S: Final = 2.0
-START_TIMEOUT_S: Final = 300.0
-STOP_TIMEOUT_S: Final = 90.0
 # The exit status of a setting or a state folder that must be put right by somebody first.
 REFUSED: Final = 2
 PR_SET_PDEATHSIG: Final = 1
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a supervisor waits, seconds.
+
+    Attributes:
+        poll_s: Between two looks at the service's process.
+        probe_every_s: Between two questions whether it answers.
+        silent_s: Without an answer until it is started anew. Serve replaces replicas and proxy by
+            itself; only what takes longer than this is restarted whole.
+        backoff_first_s: Before the first new start; doubled while the service does not get ready,
+            or not for long.
+        backoff_max_s: Before any new start at most.
+        stable_s: Ready for so long, it begins at the first pause again.
+        start_s: Until a service must be ready.
+        stop_s: Until a service that was told to end must have ended.
+    """
+
+    poll_s: float = 0.2
+    probe_every_s: float = 2.0
+    silent_s: float = 90.0
+    backoff_first_s: float = 0.5
+    backoff_max_s: float = 30.0
+    stable_s: float = 60.0
+    start_s: float = 300.0
+    stop_s: float = 90.0
 
 
 class Supervisor:
@@ -43,13 +61,23 @@ class Supervisor:
         state_dir: Its state folder, where it says that it is ready.
         stop: Set by whoever wants the service to end.
         say: Told each start and end in a few words.
+        patience: How long it waits.
+        bound: Whether the service is told to end when the supervising thread ends, however.
     """
 
     def __init__(
-        self, command: Sequence[str], state_dir: Path, *, stop: Event, say: Callable[[str], None]
+        self,
+        command: Sequence[str],
+        state_dir: Path,
+        *,
+        stop: Event,
+        say: Callable[[str], None],
+        patience: Patience = Patience(),
+        bound: bool = True,
     ) -> None:
         self._command, self._state_dir = list(command), state_dir
         self._stop, self._say = stop, say
+        self._patience, self._bound = patience, bound
         self._port: str | None = None
         self.restarts = 0
 
@@ -58,7 +86,7 @@ class Supervisor:
 
         Gives up only where the service refuses its settings before it was ever ready.
         """
-        backoff_s, was_ready = BACKOFF_FIRST_S, False
+        backoff_s, was_ready = self._patience.backoff_first_s, False
         while True:
             child = self._start()
             ready_for_s = self._watch(child)
@@ -69,38 +97,43 @@ class Supervisor:
             if status == REFUSED and not was_ready:
                 self._say("the service refuses to start; it is not tried again")
                 return status
-            backoff_s = BACKOFF_FIRST_S if (ready_for_s or 0.0) >= STABLE_S else backoff_s
+            backoff_s = (
+                self._patience.backoff_first_s
+                if (ready_for_s or 0.0) >= self._patience.stable_s
+                else backoff_s
+            )
             self._say(f"the service has ended with status {status}, again in {backoff_s:g} s")
             if self._stop.wait(backoff_s):
                 return status
-            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+            backoff_s = min(2 * backoff_s, self._patience.backoff_max_s)
             self.restarts += 1
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start the service, on the port that it took first."""
         port = [] if self._port is None else ["--port", self._port]
         # If this process is killed, the service stops as it does when it is told to.
-        return subprocess.Popen([*self._command, *port], preexec_fn=_end_with_parent)
+        before_exec = _end_with_parent if self._bound else None
+        return subprocess.Popen([*self._command, *port], preexec_fn=before_exec)
 
     def _watch(self, child: subprocess.Popen[bytes]) -> float | None:
         """Return when the service has ended, hangs, or shall stop: for how long it was ready."""
         ready_at: float | None = None
         answered_at = probed_at = time.monotonic()
-        while child.poll() is None and not self._stop.wait(POLL_S):
+        while child.poll() is None and not self._stop.wait(self._patience.poll_s):
             now = time.monotonic()
             if ready_at is None:
                 url = self._announced(child.pid)
                 if url is not None:
                     ready_at = answered_at = now
                     self._port = url.rsplit(":", 1)[1]
-                elif now - answered_at > START_TIMEOUT_S:
-                    self._say(f"the service was not ready within {START_TIMEOUT_S:.0f} s")
+                elif now - answered_at > self._patience.start_s:
+                    self._say(f"the service was not ready within {self._patience.start_s:.0f} s")
                     break
-            elif now - probed_at >= PROBE_EVERY_S:
+            elif now - probed_at >= self._patience.probe_every_s:
                 probed_at = now
                 answered_at = now if _answers(url or "") else answered_at
-                if now - answered_at > SILENT_S:
-                    self._say(f"the service has not answered for {SILENT_S:.0f} s")
+                if now - answered_at > self._patience.silent_s:
+                    self._say(f"the service has not answered for {self._patience.silent_s:.0f} s")
                     break
         return None if ready_at is None else time.monotonic() - ready_at
 
@@ -118,9 +151,9 @@ class Supervisor:
             family = psutil.Process(child.pid).children(recursive=True)
             child.send_signal(signal.SIGTERM)
             try:
-                return child.wait(timeout=STOP_TIMEOUT_S)
+                return child.wait(timeout=self._patience.stop_s)
             except subprocess.TimeoutExpired:
-                logger.error("the service does not end in %.0f s: killed", STOP_TIMEOUT_S)
+                logger.error("the service does not end in %.0f s: killed", self._patience.stop_s)
                 child.kill()
                 for process in family:
                     if process.is_running():

@@ -1,13 +1,12 @@
-"""Judges a challenger against the champion on decisions that neither was trained on.
+"""Judges a challenger on held-out decisions alone: what promotes with `gate = estimate`.
 
-Pure functions. The uplift is paired and doubly robust: challenger minus champion on the same
-logged decisions, each scored at every preference of a grid, since what a call is worth at another
-preference follows from the same quality and cost.
+Pure functions; trials on live traffic are `pipelines.judge`. The uplift is paired and doubly
+robust: challenger minus champion on the same logged decisions, each scored at every preference of a
+grid, since what a call is worth at another preference follows from the same quality and cost.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,24 +16,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.evidence import GATE_GRID, complete_rows, folds, pmfs_of
 from pipelines.rows import latest_revisions
 from policies.arms import PriceTable
 from policies.evaluation import Estimate, doubly_robust, estimate
 from policies.interaction import contexts
 from policies.policy import Policy
-from policies.preference import Preference, preference_grid
+from policies.preference import Preference
 from policies.reward import scaled_cost
 from policies.reward_model import cross_fitted
 
 Array = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
-# Five points: a pmf takes some 30 microseconds, and each row needs two a point.
-GATE_GRID: Final = preference_grid(5)
 MIN_ROWS: Final = 30
 # About a second of judging for each thousand rows on one core.
 MAX_ROWS: Final = 4_000
-FOLDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +105,8 @@ def should_promote(uplift: Estimate, *, margin: float) -> bool:
 
 def usable_rows(rows: pa.Table, prices: Mapping[int, PriceTable], *, encoder_id: str) -> pa.Table:
     """Keep what can be scored: one row a decision, quality, cost and prices known, same encoder."""
-    latest = latest_revisions(rows)
-    known = pc.and_(pc.is_valid(latest["quality"]), pc.is_valid(latest["cost_usd"]))
-    priced = pc.is_in(latest["price_version"], pa.array(list(prices), type=pa.int32()))
-    encoded = pc.equal(latest["encoder_id"], encoder_id)
-    return latest.filter(pc.and_(pc.and_(known, priced), encoded))
+    complete = complete_rows(latest_revisions(rows), prices)
+    return complete.filter(pc.equal(complete["encoder_id"], encoder_id))
 
 
 def uplift_scores(
@@ -140,7 +133,7 @@ def uplift_scores(
     cost = scaled_cost(np.asarray(rows["cost_usd"]), cost_ceiling_usd=cost_ceiling_usd)
     outcomes = np.stack([quality, -cost], axis=1)
     modelled = cross_fitted(
-        contexts(rows).astype(np.float64), taken, outcomes, _folds(rows), num_arms=len(arms)
+        contexts(rows).astype(np.float64), taken, outcomes, folds(rows), num_arms=len(arms)
     )
     difference = _pmfs(challenger, rows, prices, grid, index)
     difference -= _pmfs(champion, rows, prices, grid, index)
@@ -154,12 +147,6 @@ def uplift_scores(
     return np.asarray(scores.mean(axis=1), dtype=np.float64)
 
 
-def _folds(rows: pa.Table) -> Indices:
-    """Put each row in a fold by its prompt, so that a prompt never predicts itself."""
-    names = rows["prompt_hash"].to_pylist()
-    return np.array([zlib.crc32(name.encode()) % FOLDS for name in names], dtype=np.int64)
-
-
 def _pmfs(
     policy: Policy,
     rows: pa.Table,
@@ -168,14 +155,5 @@ def _pmfs(
     index: Mapping[str, int],
 ) -> Array:
     """Ask a policy for its pmf, each row at each preference, shape (rows, grid, arms)."""
-    context = contexts(rows)
-    probs = np.zeros((len(rows), len(grid), len(index)))
-    offers = rows["arms_offered"].to_pylist()
-    for row, (names, version) in enumerate(
-        zip(offers, rows["price_version"].to_pylist(), strict=True)
-    ):
-        offered = [prices[version].arm(name) for name in names]
-        positions = [index[name] for name in names]
-        for point, preference in enumerate(grid):
-            probs[row, point, positions] = policy.pmf(context[row], preference, offered)
-    return probs
+    points = [pmfs_of(policy, rows, prices, [point] * len(rows), index) for point in grid]
+    return np.stack(points, axis=1)

@@ -39,8 +39,6 @@ from services.replies import JSON, TEXT, Reply, header
 from services.router import Router, RouterArgs, in_batch
 from services.wire import RouteBatchIn, RouteIn, route_out
 
-# From the first part of a body to the last, seconds.
-BODY_TIMEOUT_S: Final = 30.0
 NDJSON: Final = "application/x-ndjson"
 CLIENT_GONE: Final = 499  # nobody reads it; the log's word for a caller who hung up
 _ROUTE_LIST: Final = TypeAdapter(list[RouteIn])
@@ -157,7 +155,7 @@ class Api:
             authorization = header(scope, b"authorization") or ""
             caller = self._door.admit(scope["method"], scope["path"], authorization)
             scope[CALLER] = caller
-            return await handler(await _body(receive, limit=self._limit(caller)), scope)
+            return await handler(await self._body(receive, caller), scope)
         except RouterError as error:
             return refusal(error)
         except ClientDisconnect:
@@ -168,9 +166,10 @@ class Api:
             logger.exception("%s\n%s", type(error).__name__, where, exc_info=False)
             return refusal(InternalError("an error of ours; it is in the log"))
 
-    def _limit(self, caller: Caller) -> int:
-        """Return how many bytes a caller's body may have."""
-        return min(self._args.max_body_bytes, caller.max_body_bytes or sys.maxsize)
+    async def _body(self, receive: Receive, caller: Caller) -> bytes:
+        """Read a body, as large as the caller's may be."""
+        limit = min(self._args.max_body_bytes, caller.max_body_bytes or sys.maxsize)
+        return await _read(receive, limit=limit, timeout_s=self._args.body_timeout_s)
 
     async def _operate(self, body: bytes, scope: Scope) -> Reply:
         """Let the FastAPI application answer, in this very call."""
@@ -195,23 +194,24 @@ class Api:
         return Reply(content, start["status"], kind, others)
 
 
-async def _body(receive: Receive, *, limit: int) -> bytes:
+async def _read(receive: Receive, *, limit: int, timeout_s: float) -> bytes:
     """Read a request's body.
 
     Args:
         receive: Where it comes from.
         limit: Most bytes.
+        timeout_s: From the first part to the last, seconds.
 
     Raises:
         BodyTooLarge: It has more.
-        BodyTooSlow: It did not arrive within BODY_TIMEOUT_S seconds of its beginning.
+        BodyTooSlow: It did not arrive within `timeout_s` of its beginning.
         ClientDisconnect: The caller hung up first.
     """
     parts, size, more, until = list[bytes](), 0, True, 0.0
     while more:
         # A body that fits the proxy's buffer comes whole: the clock is for those that do not.
-        message = await (_in_time(receive, until) if parts else receive())
-        until = until or time.monotonic() + BODY_TIMEOUT_S
+        message = await (_in_time(receive, until, timeout_s) if parts else receive())
+        until = until or time.monotonic() + timeout_s
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         part = message.get("body", b"")
@@ -227,7 +227,7 @@ async def _body(receive: Receive, *, limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def _in_time(receive: Receive, until: float) -> Message:
+async def _in_time(receive: Receive, until: float, timeout_s: float) -> Message:
     """Wait for the next part of a body; raises BodyTooSlow."""
     try:
         async with asyncio.timeout(until - time.monotonic()):
@@ -236,7 +236,7 @@ async def _in_time(receive: Receive, until: float) -> Message:
         raise BodyTooSlow(
             "the body did not arrive in time",
             field="body",
-            allowed=f"a body sent within {BODY_TIMEOUT_S:.0f} s",
+            allowed=f"a body sent within {timeout_s:g} s",
         ) from error
 
 

@@ -34,6 +34,7 @@ class RouterArgs:
         max_batch: Most requests in one batch call.
         max_feedback: Most outcomes in one feedback call.
         max_body_bytes: Largest request body accepted.
+        body_timeout_s: How long a body may take from its first part to its last, seconds.
         api_key_sha256: SHA-256 of a key that may do everything, hexadecimal; None for no such key.
         keys_file: Where keys with scopes are kept; None for none.
         record_buffer: Decisions held at most while the ledger is away.
@@ -53,6 +54,7 @@ class RouterArgs:
     max_batch: int = 256
     max_feedback: int = 10_000
     max_body_bytes: int = 8 * 1024 * 1024
+    body_timeout_s: float = 30.0
     api_key_sha256: str | None = None
     keys_file: Path | None = None
     record_buffer: int = 20_000

@@ -18,8 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from cluster import supervisor
-from cluster.supervisor import Supervisor
+from cluster.supervisor import Patience, Supervisor
 
 # Says that it is ready, answers /healthz, and ends as it is told to by a file.
 SERVICE = textwrap.dedent(
@@ -48,10 +47,18 @@ SERVICE = textwrap.dedent(
 class Supervised:
     """A supervisor in a thread, and what its service has written."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, silent_s: float = 90.0) -> None:
         self.folder, self.stop, self.said = folder, threading.Event(), list[str]()
-        command = [sys.executable, "-c", SERVICE, str(folder)]
-        self.supervisor = Supervisor(command, folder, stop=self.stop, say=self.said.append)
+        self.supervisor = Supervisor(
+            [sys.executable, "-c", SERVICE, str(folder)],
+            folder,
+            stop=self.stop,
+            say=self.said.append,
+            patience=Patience(
+                poll_s=0.02, probe_every_s=0.05, silent_s=silent_s, backoff_first_s=0.05
+            ),
+            bound=False,
+        )
         self.status: int | None = None
         self.thread = threading.Thread(target=self._run)
 
@@ -86,12 +93,9 @@ class Supervised:
 
 
 @pytest.fixture
-def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Supervised]:
-    monkeypatch.setattr(supervisor, "POLL_S", 0.02)
-    monkeypatch.setattr(supervisor, "BACKOFF_FIRST_S", 0.05)
-    monkeypatch.setattr(supervisor, "PROBE_EVERY_S", 0.05)
-    monkeypatch.setattr(supervisor, "_end_with_parent", lambda: None)
-    one = Supervised(tmp_path)
+def supervised(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Supervised]:
+    """A supervisor that waits briefly; a test may say how long it bears silence."""
+    one = Supervised(tmp_path, silent_s=getattr(request, "param", 90.0))
     yield one
     one.stop.set()
     if one.thread.is_alive():
@@ -139,10 +143,8 @@ def test_a_refusal_after_it_was_ready_is_tried_again(supervised: Supervised) -> 
     supervised.wait(lambda: supervised.service().get("pid") == supervised.starts()[-1])
 
 
-def test_a_service_that_hangs_is_started_again(
-    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor, "SILENT_S", 0.5)
+@pytest.mark.parametrize("supervised", [0.5], indirect=True)
+def test_a_service_that_hangs_is_started_again(supervised: Supervised) -> None:
     supervised.thread.start()
     supervised.ready(1)
     (supervised.folder / "hang").touch()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ from sqlalchemy import create_engine, text
 from pipelines.aggregator import Aggregator
 from pipelines.archive import Archive
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
-from pipelines.dataset_parts import MERGE_PARTS, Part, list_parts, mergeable
+from pipelines.dataset_parts import MERGE_PARTS, Part, mergeable
 from pipelines.ledger import Ledger
 from pipelines.tenants import Rulebook, TenantRules
 from policies.interaction import JoinStatus, Outcome, canonical_rows
@@ -345,16 +345,28 @@ def test_a_damaged_part_is_not_merged_away(rows: pa.Table, tmp_path: Path) -> No
     assert len(InteractionDataset(tmp_path).parts()) == MERGE_PARTS
 
 
+class _MergedWhileListing(InteractionDataset):
+    """A dataset that another process merges just after its parts were listed first."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.merged_meanwhile = 0
+
+    def parts(self) -> list[Part]:
+        """List them as they were before the merge, the first time."""
+        listed = super().parts()
+        if not self.merged_meanwhile:
+            self.merged_meanwhile = InteractionDataset(self._folder).merge()
+        return listed
+
+
 def test_a_reader_elsewhere_looks_again_where_parts_were_merged(
-    rows: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: pa.Table, tmp_path: Path
 ) -> None:
     _filled(tmp_path, rows, size=3)
-    reader, listed = InteractionDataset(tmp_path), list_parts(tmp_path)[0]
-    InteractionDataset(tmp_path).merge()
-    answers: Iterator[list[Part]] = iter([listed])
-    present = reader.parts
-    monkeypatch.setattr(reader, "parts", lambda: next(answers, None) or present())
+    reader = _MergedWhileListing(tmp_path)
     assert reader.read().equals(rows)
+    assert reader.merged_meanwhile
 
 
 @given(st.lists(st.integers(1, 60), max_size=300))

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from replica_fakes import HeldChampion, Replica, a_champion, some_args
 
 from policies.arms import PriceTable
-from services import api
 
 SECRET_TEXT = "a secret nobody may read"
 
@@ -443,10 +442,8 @@ def asgi(replica: Replica, receive: Any, *, path: str = "/v1/route") -> tuple[in
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
-def test_a_body_that_trickles_in_is_ended(
-    replica: Replica, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(api, "BODY_TIMEOUT_S", 0.1)
+def test_a_body_that_trickles_in_is_ended() -> None:
+    replica = Replica(args=some_args(body_timeout_s=0.1))
 
     async def trickle() -> Any:
         await asyncio.sleep(0.03)
