@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import ray
 
-from cluster.settings import Settings, places
+from cluster.places import places
+from cluster.settings import Settings
 from cluster.tenants import rulebook
 from pipelines.aggregator import AggregatorActor
 from pipelines.comparison import JudgePlan

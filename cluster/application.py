@@ -13,7 +13,9 @@ from typing import Any, Final
 from ray import serve
 
 from cluster.actors import start_actors
-from cluster.settings import Settings, places, resolved, retired_secrets, signing_secret
+from cluster.places import places, resolved
+from cluster.settings import Settings
+from cluster.signing import retired_secrets, signing_secret
 from policies.preference import Preference
 from services.deployments import Autoscaling, router_deployment
 from services.router import RouterArgs

@@ -21,8 +21,9 @@ import psutil
 from cluster.chaos_audit import Audit, audit, read_kept
 from cluster.chaos_load import Told, call_until
 from cluster.client import SERVICE_FILE, ServiceClient
+from cluster.places import places
 from cluster.service_process import ServiceProcess, service_process
-from cluster.settings import Settings, places
+from cluster.settings import Settings
 
 REPLICAS: Final = 2
 # Out of a hundred kills; the rest of a division goes to the first ones.

@@ -11,7 +11,9 @@ import httpx
 import psutil
 
 from cluster.options import load_settings
-from cluster.settings import Settings, places, signing_secret
+from cluster.places import places
+from cluster.settings import Settings
+from cluster.signing import signing_secret
 from policies.errors import RouterError
 from services.keys import service_key
 

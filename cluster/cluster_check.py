@@ -17,7 +17,8 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.doctor import Check
-from cluster.settings import Places, Settings, places
+from cluster.places import Places, places
+from cluster.settings import Settings
 from pipelines.schema import is_durable, open_engine
 from policies.encoder import describe_encoder
 from policies.errors import RouterError

@@ -16,7 +16,8 @@ from cluster.client import ServiceClient
 from cluster.console import replay_progress
 from cluster.launch import LaunchError, RunningService, local_service
 from cluster.options import load_settings
-from cluster.settings import Settings, places
+from cluster.places import places
+from cluster.settings import Settings
 from pipelines.outcomes import OutcomeTable, arms_with_prices, load_outcomes
 from pipelines.replay import Replay
 from pipelines.replay_report import ReplayReport, VersionTraffic

@@ -10,7 +10,7 @@ import typer
 
 from cluster.console import console, print_json
 from cluster.options import load_settings
-from cluster.settings import places
+from cluster.places import places
 from policies.encoder_files import EncoderKind
 
 encoder = typer.Typer(help="Build and register encoders.", no_args_is_help=True)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from cluster.console import console, print_json
 from cluster.options import load_settings
-from cluster.settings import places
+from cluster.places import places
 from policies.errors import Conflict, NotFound
 from services.keys import SCOPES, ApiKey, digest_of, new_key, read_keys, write_keys
 

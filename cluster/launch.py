@@ -33,7 +33,9 @@ from cluster.ingress import LOOPBACK, available_ingress
 from cluster.instance import instance
 from cluster.local_ray import local_ray as local_ray
 from cluster.local_ray import runs
-from cluster.settings import Ingress, Settings, places, resolved, signing_secret
+from cluster.places import places, resolved
+from cluster.settings import Ingress, Settings
+from cluster.signing import signing_secret
 from policies.artifact import write_atomically
 from services.keys import read_keys, service_key
 

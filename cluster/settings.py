@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-import tempfile
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,23 +16,11 @@ from pydantic_settings import (
 
 from pipelines.tenants import Signals
 from policies.encoder_files import EncoderKind
-from policies.errors import RouterError
-from policies.storage import LOCAL, is_remote
 
 Ingress = Literal["haproxy", "python"]
 LEARNERS: Final = ("posterior", "barp-dr", "barp")
 LABEL: Final = re.compile(r"[A-Za-z0-9][\w./-]*=[A-Za-z0-9][\w.-]*")
 PLACE: Final = re.compile(r"file:///.*|s3://[\w.-]+(/[\w./=-]*)?")
-
-
-# As `services.decision_ids` wants it.
-MIN_SECRET_BYTES: Final = 16
-
-
-class DamagedSecret(RouterError):
-    """A signing secret that was cut off, or was never whole."""
-
-    code = "damaged_secret"
 
 
 class Settings(BaseSettings):
@@ -368,129 +351,3 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags first, then environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where everything lives, with no default left open and every path absolute.
-
-    Attributes:
-        state_dir: The folder of this service.
-        ledger_url: SQLAlchemy URL of the ledger.
-        dataset_dir: Folder of the Parquet dataset of interactions.
-        registry_url: MLflow tracking and registry URI.
-        artifact_dir: Where MLflow keeps the versions' files; like the next two an absolute path,
-            or a URL in an object store.
-        publish_dir: Where the publisher leaves the champion and its pointer.
-        encoder_dir: The exported encoder.
-        secret_file: The key that signs decision ids.
-        keys_file: Digests of the API keys.
-        events_dir: Folder of the event log.
-    """
-
-    state_dir: Path
-    ledger_url: str
-    dataset_dir: Path
-    registry_url: str
-    artifact_dir: str
-    publish_dir: str
-    encoder_dir: str
-    secret_file: Path
-    keys_file: Path
-    events_dir: Path
-
-
-def places(settings: Settings) -> Places:
-    """Resolve every location against the present directory and the state folder."""
-    state_dir = settings.state_dir.expanduser().resolve()
-    storage = _absolute(settings.storage_url or str(state_dir))
-    return Places(
-        state_dir=state_dir,
-        ledger_url=settings.ledger_url or f"sqlite:///{state_dir / 'ledger.db'}",
-        dataset_dir=state_dir / "interactions",
-        registry_url=settings.registry_url or f"sqlite:///{state_dir / 'mlflow.db'}",
-        artifact_dir=_absolute(settings.artifact_dir or f"{storage}/artifacts"),
-        publish_dir=f"{storage}/published",
-        encoder_dir=_absolute(settings.encoder_dir or f"{storage}/encoder"),
-        secret_file=state_dir / "secret.key",
-        keys_file=(settings.keys_file or state_dir / "keys.json").expanduser().resolve(),
-        events_dir=state_dir / "events",
-    )
-
-
-def resolved(settings: Settings) -> Settings:
-    """Return the settings with every location written out, for processes that start elsewhere."""
-    place = places(settings)
-    return settings.model_copy(
-        update={
-            "state_dir": place.state_dir,
-            "storage_url": settings.storage_url and _absolute(settings.storage_url),
-            "ledger_url": place.ledger_url,
-            "registry_url": place.registry_url,
-            "artifact_dir": place.artifact_dir,
-            "encoder_dir": place.encoder_dir,
-            "keys_file": place.keys_file,
-            "tenants_file": settings.tenants_file and settings.tenants_file.expanduser().resolve(),
-        }
-    )
-
-
-def _absolute(place: str) -> str:
-    """Write a folder as an absolute path; leave an object store's URL as it is."""
-    if is_remote(place):
-        return place.rstrip("/")
-    return str(Path(place.removeprefix(LOCAL)).expanduser().resolve())
-
-
-def signing_secret(settings: Settings) -> bytes:
-    """Return the key that signs decision ids.
-
-    Taken from the settings, else from the state folder, where the first use makes one of 32
-    bytes that only this user can read.
-
-    Raises:
-        DamagedSecret: What is there is shorter than any secret that was made.
-    """
-    place = "signing_secret"
-    if settings.signing_secret is not None:
-        secret = settings.signing_secret.get_secret_value().encode()
-    else:
-        secret_file = places(settings).secret_file
-        if not secret_file.exists():
-            _make_secret(secret_file)
-        secret, place = secret_file.read_bytes(), str(secret_file)
-    if len(secret) < MIN_SECRET_BYTES:
-        raise DamagedSecret(
-            f"{place} holds {len(secret)} bytes: put the right secret back; with another one, or "
-            "a new one, the decision ids that are out become unknown",
-            field="signing_secret",
-            value=f"{len(secret)} bytes",
-            allowed=f"{MIN_SECRET_BYTES} bytes or more",
-        )
-    return secret
-
-
-def _make_secret(secret_file: Path) -> None:
-    """Write a new secret, whole or not at all, unless somebody else has been quicker."""
-    secret_file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=secret_file.parent, prefix=".secret.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):
-            os.link(name, secret_file)
-    finally:
-        Path(name).unlink()
-
-
-def retired_secrets(settings: Settings) -> tuple[bytes, ...]:
-    """Return the keys that signed decision ids before."""
-    if settings.retired_signing_secrets is None:
-        return ()
-    return tuple(
-        one.strip().encode()
-        for one in settings.retired_signing_secrets.get_secret_value().split(",")
-        if one.strip()
-    )

@@ -13,7 +13,8 @@ import ray
 from encoders import small_static_encoder
 
 from cluster.actors import NAMES, NAMESPACE, start_actors, stop_actors
-from cluster.settings import Settings, resolved
+from cluster.places import resolved
+from cluster.settings import Settings
 from policies.errors import RouterError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

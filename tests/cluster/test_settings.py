@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.options import InvalidSetting, load_settings
-from cluster.settings import DamagedSecret, Settings, places, resolved, signing_secret
+from cluster.places import places, resolved
+from cluster.settings import Settings
+from cluster.signing import DamagedSecret, signing_secret
 
 
 def test_flag_beats_environment_beats_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
