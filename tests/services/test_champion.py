@@ -7,15 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from replica_fakes import (
-    DIM,
-    ENCODER_ID,
-    NOW,
-    FakeMetrics,
-    FakePublisher,
-    PricePolicy,
-    a_publication,
-)
+from actor_fakes import DIM, ENCODER_ID, NOW, FakeMetrics, FakePublisher
+from replica_fakes import PricePolicy, a_publication
 
 from policies.artifact import PolicyArtifact
 from policies.errors import Unavailable

@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 import pytest
 import ray
+from actor_fakes import NOW, PRICES, FakeAggregator, FakeMetrics
 from ray import serve
 from replica_actors import OnePublication, named
-from replica_fakes import NOW, PRICES, SECRET, FakeAggregator, FakeMetrics
+from replica_fakes import SECRET
 
 from policies.encoder import load_encoder
 from policies.learners import LearnerSpec, PosteriorLearner

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from actor_fakes import NOW
 from clock import START_S
 from interactions import PRICES, Interactions
 from ledgers import RULES
 from numpy.typing import NDArray
-from replica_fakes import NOW, SECRET, Replica
+from replica_fakes import SECRET, Replica
 
 from pipelines.ledger import Ledger
 from policies.arms import Arm, PriceTable

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from replica_fakes import FakeMetrics, Replica
+from actor_fakes import FakeMetrics
+from replica_fakes import Replica
 
 from policies.errors import Unavailable
 from policies.interaction import Decision, decisions_to_batch

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from replica_fakes import NOW, Replica
+from actor_fakes import NOW
+from replica_fakes import Replica
 
 from policies.events import Event, EventKind
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 import pytest
-from replica_fakes import FakeAggregator, Replica
+from actor_fakes import FakeAggregator
+from replica_fakes import Replica
 
 from policies.interaction import Decision
 from services.decider import RouteRequest

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from actor_fakes import NOW, PRICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replica_fakes import NOW, PRICES, HeldChampion, PricePolicy, Replica, a_champion, some_args
+from replica_fakes import HeldChampion, PricePolicy, Replica, a_champion, some_args
 
 from policies.errors import InvalidPrompt, InvalidRequest, NoEligibleArm, Unavailable
 from policies.interaction import decisions_to_batch

@@ -87,27 +87,32 @@ class Interactions:
     def _row(self, index: int) -> dict[str, object]:
         arm = str(self._rng.choice(PRICES.names))
         level = 0.9 if arm == "good" else 0.1
-        now = datetime(2026, 11, 23, tzinfo=UTC)
-        return {
-            "seq": index + 1,
-            "revision": 0,
-            "decision_id": f"d{index}",
-            "decided_at": now,
-            "tenant": "t",
-            "prompt_hash": f"p{index}",
-            "prompt_characters": 10,
-            "w_quality": 0.7,
-            "w_cost": 0.3,
-            "context": self._rng.normal(size=4).astype(np.float32),
-            "encoder_id": "e",
-            "arms_offered": list(PRICES.names),
-            "pmf": [0.5, 0.5],
-            "arm": arm,
-            "propensity": 0.5,
-            "policy_version": 1,
-            "canary_share": 0.0,
-            "price_version": 1,
-            "quality": float(np.clip(level + self._rng.normal(scale=0.05), 0, 1)),
-            "cost_usd": 0.001,
-            "matured_at": now,
-        }
+        context = self._rng.normal(size=4).astype(np.float32)
+        quality = float(np.clip(level + self._rng.normal(scale=0.05), 0, 1))
+        return interaction_row(index, context=context, arm=arm, quality=quality)
+
+
+def interaction_row(index: int, **known: object) -> dict[str, object]:
+    """Fill up what is known of the interaction at `index`: drawn evenly by version 1."""
+    now = datetime(2026, 11, 23, tzinfo=UTC)
+    row: dict[str, object] = {
+        "seq": index + 1,
+        "revision": 0,
+        "decision_id": f"d{index}",
+        "decided_at": now,
+        "tenant": "t",
+        "prompt_hash": f"p{index}",
+        "prompt_characters": 10,
+        "w_quality": 0.7,
+        "w_cost": 0.3,
+        "encoder_id": "e",
+        "arms_offered": list(PRICES.names),
+        "pmf": [0.5, 0.5],
+        "propensity": 0.5,
+        "policy_version": 1,
+        "canary_share": 0.0,
+        "price_version": 1,
+        "cost_usd": 0.001,
+        "matured_at": now,
+    }
+    return row | known

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import numpy as np
 import pyarrow as pa
-from interactions import PRICES, Interactions
+from interactions import PRICES, Interactions, interaction_row
 
 from pipelines.promotion import Promotion
 from pipelines.registry import Registry
@@ -53,29 +51,17 @@ class MixedTraffic(Interactions):
                 drawn, version = on_trial, canary
         arm = int(self._rng.uniform() >= drawn[0])
         name = PRICES.names[arm]
-        now = datetime(2026, 11, 23, tzinfo=UTC)
-        return {
-            "seq": index + 1,
-            "revision": 0,
-            "decision_id": f"d{index}",
-            "decided_at": now,
-            "tenant": "t",
-            "prompt_hash": f"p{index}",
-            "prompt_characters": 10,
-            "w_quality": PREFERENCE.quality,
-            "w_cost": PREFERENCE.cost,
-            "context": context,
-            "encoder_id": "e",
-            "arms_offered": list(PRICES.names),
-            "pmf": pmf.tolist(),
-            "arm": name,
-            "propensity": float(pmf[arm]),
-            "policy_version": version,
-            "champion_version": None if canary is None else champion,
-            "canary_version": canary,
-            "canary_share": 0.0 if canary is None else SHARE,
-            "price_version": 1,
-            "quality": float(np.clip(self.quality[name] + self._rng.normal(scale=0.2), 0, 1)),
-            "cost_usd": 0.001,
-            "matured_at": now,
-        }
+        on_canary = {} if canary is None else {"champion_version": champion, "canary_share": SHARE}
+        return interaction_row(
+            index,
+            w_quality=PREFERENCE.quality,
+            w_cost=PREFERENCE.cost,
+            context=context,
+            pmf=pmf.tolist(),
+            arm=name,
+            propensity=float(pmf[arm]),
+            policy_version=version,
+            canary_version=canary,
+            quality=float(np.clip(self.quality[name] + self._rng.normal(scale=0.2), 0, 1)),
+            **on_canary,
+        )
