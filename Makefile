@@ -26,7 +26,7 @@ STAMP := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test fast test-slow lint clean
+.PHONY: help install demo test fast test-slow test-cluster lint clean
 
 help:
 	@echo "make install    environment in .venv, developer tools included; again only when needed"
@@ -34,6 +34,7 @@ help:
 	@echo "make test       format, lint, types, all tests but the slow ones"
 	@echo "make fast       the same without the tests that start Ray"
 	@echo "make test-slow  the slow tests alone"
+	@echo "make test-cluster  the loop on three Ray nodes of this machine, with a node that is lost"
 	@echo "make clean      removes .venv and caches; the state folder .barp stays"
 
 install: $(STAMP)
@@ -43,13 +44,16 @@ demo: install
 	@$(BIN)/barp demo $(ARGS)
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not cluster"
 
 fast: lint
-	$(BIN)/pytest -m "not ray and not slow"
+	$(BIN)/pytest -m "not ray and not slow and not cluster"
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+test-cluster: install
+	$(BIN)/pytest -m cluster
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,0 +1,244 @@
+"""The whole loop on a cluster of three nodes: PostgreSQL, an object store, and a node that is lost.
+
+Long and heavy, so by itself: `make test-cluster`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from encoders import small_static_encoder
+from ray_clusters import RayCluster, ray_cluster, wait_until_ready
+
+pytestmark = pytest.mark.cluster
+
+KEY = "k" * 40
+HEADERS = {"authorization": f"Bearer {KEY}"}
+MODELS = {"cheap": 0.0002, "middle": 0.002, "dear": 0.01}
+QUALITY = {"cheap": 0.4, "middle": 0.7, "dear": 0.9}
+REPLICAS = 4
+
+
+class Load:
+    """Clients that route and report until they are stopped; each request on a new connection.
+
+    A new connection, as callers behind a load balancer have them: one that is kept would tie a
+    client to the node whose HAProxy took it first.
+    """
+
+    def __init__(self, url: str, *, clients: int = 4, pause_s: float = 0.01) -> None:
+        self.decided: list[tuple[float, str, int]] = []
+        self.acknowledged: list[str] = []
+        self.failures: list[tuple[float, str]] = []
+        self._url, self._pause_s, self._stop = url, pause_s, threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,)) for number in range(clients)
+        ]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        turn = 0
+        while not self._stop.is_set():
+            turn += 1
+            weight = (number * 7 + turn) % 11 / 10
+            began = time.monotonic()
+            try:
+                self._once(f"Question {turn} of client {number}", weight)
+            except httpx.HTTPError as error:
+                self.failures.append((began, repr(error)))
+            time.sleep(self._pause_s)
+
+    def _once(self, prompt: str, weight: float) -> None:
+        with httpx.Client(base_url=self._url, headers=HEADERS, timeout=30.0) as http:
+            body = {"prompt": prompt, "preference": {"quality": weight, "cost": 1 - weight}}
+            decision = http.post("/v1/route", json=body).raise_for_status().json()
+            self.decided.append((time.time(), decision["decision_id"], decision["policy_version"]))
+            model = decision["model"]
+            report = {
+                "decision_id": decision["decision_id"],
+                "quality": QUALITY[model],
+                "cost_usd": MODELS[model],
+            }
+            http.post("/v1/feedback", json=report).raise_for_status()
+            self.acknowledged.append(decision["decision_id"])
+
+    def versions(self) -> set[int]:
+        """Which versions have answered so far."""
+        return {version for _, _, version in self.decided}
+
+
+def get(cluster: RayCluster, path: str) -> Any:
+    """GET a path as an operator; asks again where the node asked is the one just lost."""
+    for _ in range(20):
+        try:
+            return (
+                httpx.get(f"{cluster.url}{path}", headers=HEADERS, timeout=30)
+                .raise_for_status()
+                .json()
+            )
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    raise AssertionError(path)
+
+
+def wait_for(promise: Callable[[], bool], *, timeout_s: float) -> float:
+    """Poll until a promise holds; return how long it took, seconds."""
+    began = time.monotonic()
+    while not promise():
+        assert time.monotonic() < began + timeout_s, f"not within {timeout_s} s"
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def environment(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: str, object_store: str
+) -> dict[str, str]:
+    """What every node of the cluster is told."""
+    folder = tmp_path_factory.mktemp("cluster")
+    return {
+        **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
+        "BARP_LEDGER_URL": postgres_server,
+        "BARP_REGISTRY_URL": postgres_server,
+        "BARP_STORAGE_URL": f"{object_store}/{folder.name}",
+        "BARP_ENCODER_DIR": str(small_static_encoder(folder / "encoder")),
+        "BARP_STATE_DIR": str(folder / "state"),
+        "BARP_SIGNING_SECRET": "s" * 32,
+        "BARP_API_KEY": KEY,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster(environment: dict[str, str]) -> Iterator[RayCluster]:
+    """A head and two workers, four replicas, models that cost more and less."""
+    with ray_cluster(2, environment) as running:
+        running.deploy(
+            min_replicas=REPLICAS,
+            max_replicas=REPLICAS,
+            max_replicas_per_node=2,
+            control_nodes="node=head",
+            encoder="static",
+            gate="estimate",
+            retrain_min_interactions=80,
+            holdout_share=0.3,
+        )
+        wait_until_ready(running.url, HEADERS)
+        for name, cost in MODELS.items():
+            body = {"usd_per_call": cost}
+            url = f"{running.url}/v1/models/{name}"
+            httpx.put(url, json=body, headers=HEADERS, timeout=30).raise_for_status()
+        yield running
+
+
+def replicas(cluster: RayCluster) -> dict[str, int]:
+    """Ask the publisher who holds which revision."""
+    found: dict[str, int] = get(cluster, "/v1/status")["publisher"]["replicas"]
+    return found
+
+
+def test_replicas_are_spread_and_actors_are_where_they_were_sent(cluster: RayCluster) -> None:
+    nodes = Counter(cluster.replica_nodes())
+    assert sum(nodes.values()) == REPLICAS
+    assert len(nodes) >= 2
+    assert max(nodes.values()) <= 2
+    where = cluster.where()
+    actors = {name: where["nodes"][node] for name, kind, node in where["actors"] if name}
+    for name in ("aggregator", "registry", "publisher", "trainer", "metrics"):
+        assert actors[name] == "head"
+
+
+def test_every_node_takes_requests(cluster: RayCluster) -> None:
+    def proxies() -> set[str]:
+        where = cluster.where()
+        return {where["nodes"][node] for _, kind, node in where["actors"] if "HAProxy" in kind}
+
+    wait_for(lambda: proxies() == {"head", "worker-0", "worker-1"}, timeout_s=60)
+
+
+def test_the_cluster_check_is_content(cluster: RayCluster, tmp_path: Path) -> None:
+    """Asked on a node, of all nodes: storage, encoder and release are one."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("barp")), "cluster", "check", "--json"],
+        env={**cluster.environment, "RAY_ADDRESS": cluster.address},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert {c["name"]: c["found"] for c in said["checks"] if not c["ok"]} == {}
+    found = {check["name"]: check["found"] for check in said["checks"]}
+    assert found["nodes"] == "3"
+    assert "read on 3 nodes" in found["storage"]
+
+
+def test_versions_are_learned_and_swapped_in(cluster: RayCluster) -> None:
+    with Load(cluster.url) as load:
+        wait_for(lambda: len(load.versions()) >= 2, timeout_s=180)
+    assert load.failures == []
+    status = get(cluster, "/v1/status")
+    assert len(status["publisher"]["replicas"]) == REPLICAS
+
+
+def test_rollback_reaches_all_replicas_within_a_second(cluster: RayCluster) -> None:
+    with Load(cluster.url) as load:
+        wait_for(lambda: len(load.decided) >= 20, timeout_s=60)
+        url = f"{cluster.url}/v1/versions/rollback"
+        move = httpx.post(url, json={"why": "test"}, headers=HEADERS, timeout=30).json()
+        moved_at = time.time()
+        wait_for(
+            lambda: len([d for d in load.decided if d[0] > moved_at + 1.0]) >= 20, timeout_s=60
+        )
+    assert load.failures == []
+    assert (move["replicas_swapped"], move["replicas_waiting"]) == (REPLICAS, 0)
+    assert {version for at, _, version in load.decided if at > moved_at + 1.0} == {move["version"]}
+    assert max(get(cluster, "/v1/status")["publisher"]["swap_ms"]) < 1000.0
+
+
+def test_a_lost_node_loses_no_acknowledged_outcome(cluster: RayCluster) -> None:
+    """A worker goes as by a power cut; what was in flight there may fail, and nothing else."""
+    before = set(replicas(cluster))
+    with Load(cluster.url) as load:
+        wait_for(lambda: len(load.acknowledged) >= 40, timeout_s=60)
+        lost_at = time.monotonic()
+        cluster.nodes.pop("worker-1").kill()
+        back_s = wait_for(
+            lambda: (
+                len(set(replicas(cluster))) >= REPLICAS and bool(set(replicas(cluster)) - before)
+            ),
+            timeout_s=120,
+        )
+        seen = len(load.acknowledged)
+        wait_for(lambda: len(load.acknowledged) >= seen + 40, timeout_s=60)
+    assert back_s < 30.0
+    late = [failure for failure in load.failures if failure[0] > lost_at + 10.0]
+    assert late == []
+    assert Counter(cluster.replica_nodes()).keys() == {"head", "worker-0"}
+
+    # Decisions that only the lost replicas held are gone, their outcomes with nothing to join;
+    # but whatever was acknowledged is there.
+    for decision_id in load.acknowledged:
+        record = get(cluster, f"/v1/decisions/{decision_id}")
+        assert record["outcomes"], decision_id
