@@ -20,6 +20,7 @@ from cluster.encoders import encoder
 from cluster.events import show_events
 from cluster.instance import LOGS, logging_to
 from cluster.keys import keys
+from cluster.ledgers import ledger
 from cluster.nodes import cluster
 from cluster.options import default_text, load_settings, with_settings
 from cluster.settings import Settings
@@ -39,6 +40,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
 app.add_typer(encoder, name="encoder")
 app.add_typer(cluster, name="cluster")
+app.add_typer(ledger, name="ledger")
 app.command("status")(operate.status)
 app.command("explain")(operate.explain)
 app.command("events")(show_events)
@@ -185,9 +187,13 @@ def replay(
 def doctor(json: JsonFlag = False) -> None:
     """Check that this machine can run the service; exit status 1 where it cannot."""
     from cluster.doctor import check_installation
+    from cluster.ledgers import check_revision
 
     settings = load_settings()
-    checks = check_installation(state_dir=settings.state_dir, port=settings.port)
+    checks = [
+        *check_installation(state_dir=settings.state_dir, port=settings.port),
+        check_revision(settings),
+    ]
     table = Table("check", "found", "needed", "")
     for check in checks:
         colour = {"ok": "green", "look": "yellow", "no": "red"}[check.mark]

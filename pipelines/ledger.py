@@ -37,7 +37,8 @@ from pipelines.ledger_rows import (
     interaction_table,
     report_rows,
 )
-from pipelines.schema import create_missing, is_durable, open_engine
+from pipelines.migration import bring_up
+from pipelines.schema import is_durable, open_engine
 from pipelines.tenants import Rulebook
 from policies.arms import PriceTable
 from policies.errors import InvalidRequest, Unavailable, UnknownArm
@@ -377,7 +378,7 @@ class Ledger:
         with self._preparing:
             if self._prepared:
                 return
-            create_missing(self._engine)
+            bring_up(self._engine)
             with self._engine.begin() as connection:
                 sql.ensure_rows(connection, self._shard)
             self._prepared = True

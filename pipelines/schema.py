@@ -1,5 +1,7 @@
 """The ledger's tables, and how to open a database that keeps what it acknowledges.
 
+A change here needs a revision in `pipelines/migrations`, which is what makes the tables.
+
 Times are microseconds since the epoch, UTC; vectors are little-endian bytes. Each index is there
 for one query, named beside it.
 """
@@ -25,20 +27,18 @@ from sqlalchemy import (
     create_engine,
     event,
     false,
-    inspect,
     make_url,
-    select,
     text,
-    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.schema import CreateColumn
 
 from policies.errors import Unavailable
 
 # How long a transaction waits for another process that writes, seconds.
 BUSY_TIMEOUT_S: Final = 30
 SQLITE_SYNCHRONOUS_FULL: Final = 2
+# Execution option of an engine: its transactions take the write lock as they begin.
+AT_ONCE: Final = "barp_at_once"
 
 # A transaction of thousands of outcomes touches thousands of pages: SQLite's own 2 MB of cache
 # would read them twice, and its checkpoints at 4 MB would write them as often.
@@ -164,7 +164,7 @@ sequence = Table(
 
 
 def open_engine(url: str) -> Engine:
-    """Get ready to connect to a database; `create_missing` creates what is missing in it.
+    """Get ready to connect to a database; `pipelines.migration` creates what is missing in it.
 
     Args:
         url: SQLAlchemy URL, `sqlite:///path` or `postgresql+psycopg://...`.
@@ -186,28 +186,6 @@ def open_engine(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
-
-
-def create_missing(engine: Engine) -> None:
-    """Create the tables that are missing, and what tables of an older release lack."""
-    metadata.create_all(engine)
-    with engine.begin() as connection:
-        present = inspect(connection)
-        for table in metadata.sorted_tables:
-            known = {column["name"] for column in present.get_columns(table.name)}
-            missing = [column for column in table.columns if column.name not in known]
-            for column in missing:
-                definition = CreateColumn(column).compile(dialect=engine.dialect)
-                connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {definition}"))
-            if table is open_decisions and missing:
-                same = decisions.c.decision_id == open_decisions.c.decision_id
-                copied = {
-                    column: select(decisions.c[column.name]).where(same).scalar_subquery()
-                    for column in missing
-                }
-                connection.execute(update(open_decisions).values(copied))
-            for index in table.indexes:
-                index.create(connection, checkfirst=True)
 
 
 def is_durable(connection: Connection) -> bool:
@@ -244,4 +222,5 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     """Begin for real: the first statement of a writing transaction takes the lock."""
-    connection.exec_driver_sql("BEGIN")
+    at_once = connection.get_execution_options().get(AT_ONCE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if at_once else "BEGIN")

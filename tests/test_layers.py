@@ -106,5 +106,6 @@ def test_there_are_four_packages() -> None:
 
 
 def test_the_four_packages_are_flat() -> None:
-    """A folder inside one of them would be a second level; there is none yet."""
-    assert {path.parent.name for path in FILES} == set(PACKAGES)
+    """But for Alembic's scripts, which nobody imports, and of which there is one a revision."""
+    scripts = {path for path in FILES if path.parts[len(ROOT.parts) + 1] == "migrations"}
+    assert {path.parent.name for path in set(FILES) - scripts} == set(PACKAGES)

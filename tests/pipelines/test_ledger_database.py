@@ -153,23 +153,3 @@ def test_an_error_names_no_value(ledger_url: str, clock: Clock) -> None:
     assert "secret" not in str(caught.value.__cause__)
     engine.dispose()
     ledger.close()
-
-
-def test_a_ledger_of_an_older_release_gets_the_columns_it_lacks(
-    ledger_url: str, clock: Clock
-) -> None:
-    added = ("champion_version", "canary_version", "canary_share")
-    first = open_ledger(ledger_url, clock)
-    first.record([batch(["old"])])
-    with first._writing() as connection:
-        for name in added:
-            connection.execute(text(f"ALTER TABLE decisions DROP COLUMN {name}"))
-    first.close()
-
-    second = open_ledger(ledger_url, clock)
-    second.record([batch(["new"])])
-    for name in ("old", "new"):
-        submit(second, Outcome(decision_id=name, quality=0.5, cost_usd=0.1))
-    rows = second.interactions(0, 10).select(added).to_pylist()
-    assert rows == [dict(zip(added, (None, None, 0.0), strict=True))] * 2
-    second.close()
