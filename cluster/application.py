@@ -58,6 +58,7 @@ def router_args(settings: Settings) -> RouterArgs:
             quality=settings.default_quality_weight, cost=1.0 - settings.default_quality_weight
         ),
         max_prompt_characters=settings.max_prompt_characters,
+        max_in_flight=settings.max_in_flight,
         max_batch=settings.max_batch,
         api_key_sha256=(
             None if key is None else hashlib.sha256(key.get_secret_value().encode()).hexdigest()

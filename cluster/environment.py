@@ -23,6 +23,8 @@ FIXED: Final = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
+    # Asked by each replica for what stands before Serve in its HTTP server.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "services.shortcut.middlewares",
     # We count requests ourselves; HAProxy's own count is a datagram for each of them.
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     # How long a replica that is to go still answers: HAProxy drops it within half a second.

@@ -83,6 +83,11 @@ class Settings(BaseSettings):
     max_prompt_characters: int = Field(
         default=200_000, gt=0, description="Longest prompt accepted, characters."
     )
+    max_in_flight: int = Field(
+        default=1024,
+        gt=0,
+        description="Requests a replica has in hand at most; further ones are refused with 503.",
+    )
     max_batch: int = Field(default=256, gt=0, description="Most requests in one batch call.")
 
     encoder: EncoderKind = Field(

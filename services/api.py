@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 from policies.errors import InvalidRequest, RouterError
 from services.bulk import ARROW_STREAM
 from services.decider import RouteRequest
-from services.door import CALLER, Caller, Door, caller_of
+from services.door import CALLER, OPEN_PATHS, Caller, Door, caller_of
 from services.feedback import Feedback
 from services.metrics import ReplicaMetrics
 from services.operations import Operations
@@ -32,6 +32,7 @@ from services.refusals import (
     BodyTooSlow,
     InternalError,
     MalformedJson,
+    Overloaded,
     invalid,
     refusal,
 )
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 class Api:
-    """The ASGI application: answers one HTTP request after the other, holds no state of its own."""
+    """The ASGI application: answers HTTP requests, and counts those it has in hand."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class Api:
         self._door = door
         self._router, self._feedback = router, feedback
         self._args, self._metrics = args, metrics
+        self._in_flight = 0
         self._everything = application(operations, self)
         self._hot: dict[tuple[str, str], Handler] = {
             ("POST", "/v1/route"): self.route,
@@ -73,6 +75,7 @@ class Api:
             ("POST", "/v1/feedback"): self.feedback,
             ("GET", "/healthz"): self.healthz,
         }
+        self.hot_paths: Final = frozenset(path for _, path in self._hot)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; every refusal has the one error body."""
@@ -86,7 +89,11 @@ class Api:
             # Answered like GET; the server must still see HEAD, so it keeps its own scope.
             scope = {**scope, "method": "GET"}
         hot = self._hot.get((scope["method"], path))
-        reply = await self._answer(hot or self._operate, scope, receive)
+        self._in_flight += 1
+        try:
+            reply = await self._answer(hot or self._operate, scope, receive)
+        finally:
+            self._in_flight -= 1
         spent_s = time.perf_counter() - began
         self._metrics.answered(path if hot else "other", reply.status, spent_s=spent_s)
         extra = [(b"x-barp-overhead-ms", b"%.3f" % (spent_s * 1000))]
@@ -155,6 +162,8 @@ class Api:
             authorization = header(scope, b"authorization") or ""
             caller = self._door.admit(scope["method"], scope["path"], authorization)
             scope[CALLER] = caller
+            if self._in_flight > self._args.max_in_flight and scope["path"] not in OPEN_PATHS:
+                raise self._overloaded()
             return await handler(await self._body(receive, caller), scope)
         except RouterError as error:
             return refusal(error)
@@ -165,6 +174,15 @@ class Api:
             where = "".join(traceback.format_tb(error.__traceback__))
             logger.exception("%s\n%s", type(error).__name__, where, exc_info=False)
             return refusal(InternalError("an error of ours; it is in the log"))
+
+    def _overloaded(self) -> Overloaded:
+        most = self._args.max_in_flight
+        return Overloaded(
+            f"this replica has {most} requests in hand",
+            field="max_in_flight",
+            value=most,
+            allowed="to try again in a moment",
+        )
 
     async def _body(self, receive: Receive, caller: Caller) -> bytes:
         """Read a body, as large as the caller's may be."""

@@ -29,7 +29,8 @@ from services.metrics import MetricsPusher, ReplicaMetrics
 from services.operations import Operations
 from services.recorder import Recorder
 from services.router import Router, RouterArgs
-from services.scaling import at_most_double
+from services.scaling import IN_FLIGHT, at_most_double
+from services.shortcut import mount
 
 # How often load is reported: at Serve's default of 10 s no replica is added within 10 s.
 METRICS_INTERVAL_S: Final = 0.5
@@ -164,6 +165,7 @@ class RouterDeployment:
         self._api = _api(
             args, ports, prompts, self._champion, self._recorder, door, metrics, replica_id
         )
+        self._shortcut = mount(self._api, self._api.hot_paths)
         await self._champion.start(timeout_s=args.start_timeout_s)
         self._recorder.start()
         self._pusher.start()
@@ -171,6 +173,10 @@ class RouterDeployment:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Hand the HTTP side to Serve, which asks once `__init__` is done."""
         return self._api
+
+    async def record_autoscaling_stats(self) -> dict[str, int]:
+        """Tell Serve, which asks several times a second, of the requests it does not see."""
+        return {IN_FLIGHT: self._shortcut.in_flight}
 
     async def check_health(self) -> None:
         """Raise when a background task has ended: Serve then replaces this replica."""

@@ -82,6 +82,12 @@ class InternalError(RouterError):
     code = "internal_error"
 
 
+class Overloaded(Unavailable):
+    """More requests in hand than a replica takes: better refused than late (HTTP 503)."""
+
+    code = "overloaded"
+
+
 class MethodNotAllowed(RouterError):
     """A path that exists, but not for this method (HTTP 405)."""
 

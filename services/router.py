@@ -31,6 +31,7 @@ class RouterArgs:
         publish_dir: Where the publisher leaves champion and pointer; likewise.
         default_preference: The trade-off of requests that name none.
         max_prompt_characters: Longest prompt accepted.
+        max_in_flight: Most HTTP requests in hand at once; further ones are refused.
         max_batch: Most requests in one batch call.
         max_feedback: Most outcomes in one feedback call.
         max_body_bytes: Largest request body accepted.
@@ -51,6 +52,7 @@ class RouterArgs:
         default_factory=lambda: Preference(quality=0.7, cost=0.3)
     )
     max_prompt_characters: int = 200_000
+    max_in_flight: int = 1024
     max_batch: int = 256
     max_feedback: int = 10_000
     max_body_bytes: int = 8 * 1024 * 1024

@@ -8,9 +8,12 @@ there in a third of the time and helps the next.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
+
+# What a replica says of itself: requests in hand that Serve does not see, see services.shortcut.
+IN_FLIGHT: Final = "barp_in_flight"
 
 
 def at_most_double(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
@@ -20,5 +23,12 @@ def at_most_double(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
     count as running, so that the next doubling waits for them.
     """
     config = cast("AutoscalingConfig", context.config)  # None for an application's policy only
-    wanted = math.ceil(context.total_num_requests / config.get_target_ongoing_requests())
+    requests = context.total_num_requests + _unseen_by_serve(context)
+    wanted = math.ceil(requests / config.get_target_ongoing_requests())
     return min(wanted, max(1, 2 * context.current_num_replicas)), {}
+
+
+def _unseen_by_serve(context: AutoscalingContext) -> float:
+    """Add up what the replicas say; none of an encoder's does, nor one that has just started."""
+    said = context.aggregated_metrics or {}
+    return float(sum(said.get(IN_FLIGHT, {}).values()))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -464,3 +466,33 @@ def test_a_bug_is_a_500_in_our_own_form_and_its_words_are_not_logged(
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     assert "RuntimeError" in caplog.text and "in broken" in caplog.text
     assert SECRET_TEXT not in answer.text + caplog.text
+
+
+def test_more_requests_than_a_replica_takes_are_refused_at_once() -> None:
+    replica = Replica(args=some_args(max_in_flight=2))
+
+    async def run() -> list[httpx.Response]:
+        rest_may_come = asyncio.Event()
+
+        async def slow_body() -> AsyncIterator[bytes]:
+            yield b'{"prompt":'
+            await rest_may_come.wait()
+            yield b'"hi"}'
+
+        transport = httpx.ASGITransport(replica.api)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            in_hand = [
+                asyncio.create_task(http.post("/v1/route", content=slow_body())) for _ in range(2)
+            ]
+            await asyncio.sleep(0.05)
+            refused = await http.post("/v1/route", json={"prompt": "hi"})
+            healthy = await http.get("/healthz")
+            rest_may_come.set()
+            served = await asyncio.gather(*in_hand)
+            return [refused, healthy, *served, await http.post("/v1/route", json={"prompt": "hi"})]
+
+    refused, *others = asyncio.run(run())
+    assert [one.status_code for one in others] == [200] * 4
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    error = refused.json()["error"]
+    assert (error["code"], error["field"], error["value"]) == ("overloaded", "max_in_flight", 2)

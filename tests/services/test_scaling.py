@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from ray.serve._private.common import DeploymentID
+from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from services.scaling import at_most_double
+from services.scaling import IN_FLIGHT, at_most_double
 
 
-def context(*, requests: float, running: int, target: int) -> AutoscalingContext:
-    """What Serve's controller hands to a policy."""
+def context(
+    *, requests: float, running: int, target: int, unseen: tuple[float, ...] = ()
+) -> AutoscalingContext:
+    """What Serve's controller hands to a policy; `unseen` is what each replica says by itself."""
+    replicas = [ReplicaID(str(n), DeploymentID(name="Router")) for n in range(len(unseen))]
     return AutoscalingContext(
         deployment_id=DeploymentID(name="Router", app_name="barp"),
         deployment_name="Router",
@@ -20,7 +23,7 @@ def context(*, requests: float, running: int, target: int) -> AutoscalingContext
         running_replicas=[],
         total_num_requests=requests,
         total_queued_requests=None,
-        aggregated_metrics=None,
+        aggregated_metrics={IN_FLIGHT: dict(zip(replicas, unseen, strict=True))} if unseen else {},
         raw_metrics=None,
         capacity_adjusted_min_replicas=1,
         capacity_adjusted_max_replicas=8,
@@ -49,3 +52,8 @@ def test_the_load_decides_but_replicas_at_most_double(
     decided, state = at_most_double(context(requests=requests, running=running, target=target))
     assert decided == wanted
     assert state == {}
+
+
+def test_requests_that_serve_does_not_see_count_like_those_it_sees() -> None:
+    decided, _ = at_most_double(context(requests=1.0, running=4, target=4, unseen=(6.0, 4.5)))
+    assert decided == 3  # of 11.5 requests, 4 to each
