@@ -30,10 +30,10 @@ from pipelines.events import EventSink
 from pipelines.evidence import MIN_ROWS, Evidence, EvidenceLog
 from pipelines.guardrail import breach, exploration_collapse, silence
 from pipelines.judgement import Finding, Judgement, Mode, Standards, decide, next_look, screen
+from pipelines.probation import control_of, impossible, passed, quarantined
 from pipelines.verdicts import WHO, conclude, tag_finding
-from policies.errors import ArtifactError, Conflict
+from policies.errors import ArtifactError, Conflict, RouterError, UnknownVersion
 from policies.events import EventKind
-from policies.fixed import FIXED
 from policies.learners import load_policy
 from policies.versions import CANARY, CHALLENGER, QUARANTINED, VersionInfo
 
@@ -97,36 +97,34 @@ class Judge:
             return
         self._seen = seen
         known = {one.version: one for one in self._registry.versions()}
-        control = self._control(champion, known)
+        control = control_of(champion, known, self._registry.last_move(), self._plan.guard)
         if control is not None:
-            self._put_beside(control, champion, ON_PROBATION)
-            return
+            try:
+                self._put_beside(control, champion, ON_PROBATION)
+                return
+            except (ArtifactError, UnknownVersion) as error:
+                self._do_without(control, champion, error)
         challenger = self._challenger(champion, known)
         self.status.stage = "idle" if challenger is None else "shadow"
         if challenger is None or self._held() is not None:
             return
         self._shadow(challenger, known[champion])
 
-    def _control(self, champion: int, known: Mapping[int, VersionInfo]) -> int | None:
-        """Name the predecessor that a newly promoted champion is to be held against."""
-        move = self._registry.last_move()
-        if move is None or move.version != champion or move.previous is None:
-            return None
-        passed = known[champion].tags.get(ON_PROBATION) == _passed(move.previous)
-        # A rule that somebody set is no version of a learner that could have turned out worse.
-        is_rule = known[champion].kind == FIXED
-        done = passed or is_rule or self._plan.guard.decisions == 0
-        before = known.get(move.previous)
-        if done or move.kind == "rollback" or before is None or _quarantined(before):
-            return None
-        return move.previous
+    def _do_without(self, control: int, champion: int, error: RouterError) -> None:
+        """Let a champion serve unguarded whose predecessor cannot decide here any more."""
+        self.status.last = f"version {champion} has no probation: {error}"
+        logger.warning("%s", self.status.last)
+        self._registry.tag(champion, {ON_PROBATION: impossible(control)})
+        self._events.emit(
+            EventKind.ARTIFACT_REFUSED, who=GUARDRAIL, why=self.status.last, version=control
+        )
 
     def _challenger(self, champion: int, known: Mapping[int, VersionInfo]) -> VersionInfo | None:
         """Name the version that asks to serve and was not judged against this champion yet."""
         for one in known.values():
             if CHALLENGER in one.aliases and one.version != champion:
                 judged = FINDING in one.tags and one.tags.get(AGAINST) == str(champion)
-                return None if judged or _quarantined(one) else one
+                return None if judged or quarantined(one) else one
         return None
 
     def _shadow(self, challenger: VersionInfo, champion: VersionInfo) -> None:
@@ -162,7 +160,11 @@ class Judge:
 
     def _compare(self, champion: int, beside: int) -> None:
         """Take up what is new of the comparison that runs; look where it is time."""
-        comparison = self._running(champion, beside)
+        try:
+            comparison = self._running(champion, beside)
+        except (ArtifactError, UnknownVersion) as error:
+            self._give_up(champion, beside, error)
+            return
         comparison.refresh(self._source)
         if comparison.is_control:
             within_s = self._plan.guard.answer_within_s
@@ -176,6 +178,15 @@ class Judge:
             self._guard(comparison, champion, beside)
         else:
             self._try(comparison.log.evidence(), champion, beside)
+
+    def _give_up(self, champion: int, beside: int, error: RouterError) -> None:
+        """End a comparison that nothing can be learned from: a version's files are gone."""
+        if beside < champion:
+            self._do_without(beside, champion, error)
+        else:
+            refused = Finding.REJECT.value
+            tag_finding(self._registry, beside, champion, refused, str(error))
+        self._end(beside, str(error))
 
     def _running(self, champion: int, beside: int) -> Comparison:
         """Return the comparison of two versions, begun or taken up again."""
@@ -226,7 +237,7 @@ class Judge:
         if reason is not None:
             self._go_back(champion, control, reason, what=what)
         elif heard_of >= self._plan.guard.decisions:
-            self._registry.tag(champion, {ON_PROBATION: _passed(control)})
+            self._registry.tag(champion, {ON_PROBATION: passed(control)})
             self.status.last = f"version {champion} passed its probation beside {control}"
             self._end(control, self.status.last)
 
@@ -290,13 +301,3 @@ class Judge:
                 allowed=serving.encoder_id,
             )
         return EvidenceLog(serving, beside, cost_ceiling_usd=self._plan.cost_ceiling_usd)
-
-
-def _passed(control: int) -> str:
-    """Word what a champion carries that was not worse than its predecessor."""
-    return f"passed beside {control}"
-
-
-def _quarantined(version: VersionInfo) -> bool:
-    """Say whether a version may not serve by itself."""
-    return version.tags.get(QUARANTINED) == "true"

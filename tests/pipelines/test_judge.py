@@ -12,7 +12,7 @@ from clock import Clock
 from event_lists import EventList
 from interactions import PRICES
 from mixed_traffic import MixedTraffic
-from registries import FakePublisher, open_promotion, open_registry
+from registries import FakePublisher, damage, open_promotion, open_registry
 
 from pipelines.comparison import JudgePlan
 from pipelines.guardrail import Guard
@@ -45,7 +45,7 @@ class Setup:
     """A judge on a real registry; version 1 is untrained and serves."""
 
     def __init__(self, folder: Path) -> None:
-        self.clock, self.events = Clock(), EventList()
+        self.folder, self.clock, self.events = folder, Clock(), EventList()
         self.store: Registry = open_registry(folder, self.clock)
         self.promotion = open_promotion(self.store, FakePublisher(), self.clock)
         self.traffic = MixedTraffic(self.store, self.promotion)
@@ -168,6 +168,47 @@ def test_a_challenger_of_another_encoder_is_rejected_with_the_reason(setup: Setu
     setup.run(200)
     assert setup.deciding() == (1, None)
     assert "encoder" in setup.tags(other)["verdict"]
+
+
+@pytest.mark.parametrize("fault", ["another encoder", "damaged files"])
+def test_a_champion_whose_predecessor_cannot_serve_does_without_and_learning_goes_on(
+    setup: Setup, fault: str
+) -> None:
+    """As after a service was started with another encoder: the judge must not stand still."""
+    if fault == "another encoder":
+        spec = replace(SPEC, encoder_id="another")
+        other = setup.store.register(PosteriorLearner().initial(spec), {}, {})
+    else:
+        other = setup.learned()
+    setup.promote(other, who="ann", why="")
+    champion = setup.store.register(setup.first, {}, {})
+    setup.promote(champion, who="trainer", why="does not fit")
+    if fault == "damaged files":
+        damage(setup.folder, other)
+    setup.challenge(setup.learned())
+
+    setup.run(1_500)
+
+    refused = [event for event in setup.events if event.kind is EventKind.ARTIFACT_REFUSED]
+    assert [event.version for event in refused] == [other]
+    assert setup.tags(champion)["probation"] == f"impossible beside {other}"
+    assert EventKind.VERDICT in setup.events.kinds()
+    assert setup.deciding()[0] not in (other, champion)
+
+
+def test_a_trial_whose_files_are_damaged_meanwhile_ends(setup: Setup) -> None:
+    better = setup.learned()
+    setup.challenge(better)
+    setup.run(200)
+    assert setup.deciding() == (1, better)
+    damage(setup.folder, better)
+
+    setup.judge = setup.restarted()
+    setup.judge.step()
+
+    assert setup.deciding() == (1, None)
+    assert setup.tags(better)["finding"] == "reject"
+    assert "SHA-256" in setup.tags(better)["verdict"]
 
 
 def test_nothing_is_tried_while_promotions_are_held(setup: Setup) -> None:

@@ -100,6 +100,16 @@ def open_promotion(
     )
 
 
+def damage(folder: Path, version: int) -> None:
+    """Flip a byte in the weights of a version of the registry in a folder."""
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    where = MlflowClient(uri, uri).get_model_version_download_uri(MODEL_NAME, str(version))
+    weights = Path(where.removeprefix("file://")) / "data" / "policy" / "policy.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
 class RegistryAndPromotion:
     """What the registry actor offers, on a real registry and without the actor."""
 
@@ -153,8 +163,4 @@ class RegistrySetup:
 
     def damage(self, version: int) -> None:
         """Flip a byte in a version's weights."""
-        uri = self.foreign().get_model_version_download_uri(MODEL_NAME, str(version))
-        weights = Path(uri.removeprefix("file://")) / "data" / "policy" / "policy.safetensors"
-        content = bytearray(weights.read_bytes())
-        content[-1] ^= 1
-        weights.write_bytes(content)
+        damage(self.folder, version)
