@@ -285,6 +285,17 @@ def bench_gate(
             "the margin. Default 0.02, or 0.005 where routing itself is worth less than 0.1.",
         ),
     ] = None,
+    delay: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Requests until an outcome is known, in the mean; the last model's calls take "
+            "three times as long as the first one's.",
+        ),
+    ] = 0.0,
+    missing: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of the outcomes that never come.")
+    ] = 0.0,
     learner: Annotated[str, typer.Option(help="Who makes the versions.")] = "posterior",
     encoder: EncoderOption = "static",
     seed: Annotated[int, typer.Option(help="Of the split and all draws.")] = 0,
@@ -295,9 +306,16 @@ def bench_gate(
     from cluster.bench_report import show_gate
     from cluster.bench_sources import encoded_outcomes
     from pipelines.gate_bench import GatePlan, run_gate_bench
+    from pipelines.gate_world import Lateness
 
     plan = GatePlan(
-        runs=runs, mode=mode, share=share, effect=effect or None, learner=learner, seed=seed
+        runs=runs,
+        mode=mode,
+        share=share,
+        effect=effect or None,
+        learner=learner,
+        lateness=Lateness(delay=delay, missing=missing),
+        seed=seed,
     )
     with steps_progress() as show:
         outcomes = encoded_outcomes(train, encoder, cache_dir, progress=show)

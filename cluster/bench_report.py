@@ -163,7 +163,8 @@ def show_coverage(found: dict[str, Any]) -> None:
 def show_gate(found: dict[str, Any]) -> None:
     """Show how many challengers of each kind were promoted."""
     table = Table("challengers", "promoted", "of", "decisions, median", title="gate")
-    kinds = {**found["bad"], "good": found["good"], "routine": found["routine"]}
+    others = ("good", "routine", "routine_apart")
+    kinds = {**found["bad"], **{kind: found[kind] for kind in others}}
     for kind, one in kinds.items():
         median = one.get("median_decisions")
         shown = "" if median is None else f"{median:.0f}"

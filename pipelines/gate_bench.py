@@ -1,8 +1,10 @@
 """How often the gate is right: trials on recorded outcomes, where the truth is known.
 
 Bad challengers lose by at least an effect, good ones gain as much over a weak champion, routine
-ones are equal to within a tenth of it; a pair that is none of it is drawn again. Each trial is
-judged by the gate's own code: screen, canary, looks as they come.
+ones are equal to within a tenth of it; a pair that is none of it is drawn again. A routine one is
+the champion's next retraining; those apart come from a training stream of their own, so that they
+choose otherwise on many more prompts, and are no better for it. Each trial is judged by the gate's
+own code: screen, canary, looks as they come.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.gate_world import Traffic, World, draw_traffic, make_world, pick
+from pipelines.gate_world import AT_ONCE, Lateness, Traffic, World, draw_traffic, make_world, pick
 from pipelines.judgement import Finding, Mode, Standards, decide, next_look, screen
 from pipelines.quality import EncodedOutcomes
 from policies.artifact import PolicyArtifact
@@ -31,7 +33,9 @@ EFFECT: Final = 0.02
 SMALL_EFFECT: Final = 0.005
 SMALL_STAKES: Final = 0.1
 BAD_KINDS: Final = ("shuffled_arms", "stale_prices", "poisoned_feedback")
-GOOD, ROUTINE = "good", "routine"
+GOOD, ROUTINE, APART = "good", "routine", "routine_apart"
+# Of the effect: true differences below it make two versions equal.
+EQUAL_SHARE: Final = 0.1
 MAX_DRAWS: Final = 1_000
 STREAMS: Final = 4
 # A chain's first version has seen this share of the stream, each further one so much more.
@@ -60,6 +64,7 @@ class GatePlan:
         mode: What challengers have to show.
         effect: True difference that makes a challenger bad or good; None takes it from the stakes.
         good_within: Decisions within which a better challenger is to be promoted.
+        lateness: When outcomes are known.
         seed: Of the split and of all draws.
     """
 
@@ -71,6 +76,7 @@ class GatePlan:
     mode: Mode = Mode.NONINFERIOR
     effect: float | None = None
     good_within: int = 10_000
+    lateness: Lateness = AT_ONCE
     seed: int = 0
 
 
@@ -122,7 +128,7 @@ def run_gate_bench(
     effect = plan.effect or (EFFECT if world.stakes() >= SMALL_STAKES else SMALL_EFFECT)
     tallies: dict[str, Tally] = {}
     covered: dict[str, list[bool]] = {name: [] for name in ESTIMATORS}
-    for number, kind in enumerate((*BAD_KINDS, GOOD, ROUTINE)):
+    for number, kind in enumerate((*BAD_KINDS, GOOD, ROUTINE, APART)):
         tally = tallies[kind] = Tally()
         for run in range(plan.runs):
             rng = np.random.default_rng([plan.seed, number, run])
@@ -139,6 +145,10 @@ def run_gate_bench(
         "bad": {kind: _bad(tallies[kind]) for kind in BAD_KINDS},
         GOOD: _timed(tallies[GOOD]),
         ROUTINE: _timed(tallies[ROUTINE]),
+        APART: _timed(tallies[APART]),
+        "effect": effect,
+        "equal_within": EQUAL_SHARE * effect,
+        "findings": {kind: tally.findings for kind, tally in tallies.items()},
         "coverage": {name: float(np.mean(hits)) for name, hits in covered.items()},
     }
 
@@ -176,7 +186,8 @@ def draw_pair(
     for _ in range(MAX_DRAWS):
         champion, challenger = _any_pair(kind, versions, rng)
         gain = world.truth(challenger) - world.truth(champion)
-        fits = {GOOD: gain >= effect, ROUTINE: abs(gain) <= effect / 10}.get(kind, gain <= -effect)
+        equal = abs(gain) <= EQUAL_SHARE * effect
+        fits = {GOOD: gain >= effect, ROUTINE: equal, APART: equal}.get(kind, gain <= -effect)
         if fits:
             return champion, challenger
     raise NoSuchChallenger(
@@ -193,6 +204,9 @@ def _any_pair(kind: str, versions: Versions, rng: np.random.Generator) -> tuple[
         chain = versions.chains[int(rng.integers(len(versions.chains)))]
         older = int(rng.integers(len(chain) - 1))
         return chain[older], chain[older + 1]
+    if kind == APART:
+        one, other = rng.choice(len(versions.chains), size=2, replace=False)
+        return pick(versions.chains[one], rng), pick(versions.chains[other], rng)
     newest = _newest(versions.chains)
     if kind == GOOD:
         return pick(versions.weak, rng), pick(newest, rng)
@@ -218,13 +232,25 @@ def try_out(
         looked_at = held_out.evidence(world, champion, challenger, len(held_out.arm))
         if screen(looked_at, standards).finding is Finding.REJECT:
             return Finding.REJECT, plan.shadow_decisions
-    traffic = draw_traffic(world, champion, challenger, canary_limit, share=plan.share, rng=rng)
+    traffic = draw_traffic(
+        world,
+        champion,
+        challenger,
+        canary_limit,
+        share=plan.share,
+        rng=rng,
+        lateness=plan.lateness,
+    )
     look = standards.min_units
     while True:
         look = min(look, canary_limit)
-        found = decide(traffic.evidence(world, champion, challenger, look), standards)
-        if found.finding is not Finding.UNDECIDED:
-            return found.finding, look + plan.shadow_decisions
+        evidence = traffic.evidence(world, champion, challenger, look)
+        if len(evidence) >= standards.min_units:
+            found = decide(evidence, standards)
+            if found.finding is not Finding.UNDECIDED:
+                return found.finding, look + plan.shadow_decisions
+        if look == canary_limit:
+            return Finding.INCONCLUSIVE, look + plan.shadow_decisions
         look = next_look(look)
 
 

@@ -160,6 +160,32 @@ def make_world(outcomes: EncodedOutcomes, *, learner: str, seed: int) -> World:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lateness:
+    """How feedback comes: some models' calls take longer, and some outcomes are never heard of.
+
+    Attributes:
+        delay: Requests until an outcome is known, in the mean over the models; the last model of
+            the pool takes three times as long as the first.
+        missing: Share of the outcomes that never come.
+    """
+
+    delay: float = 0.0
+    missing: float = 0.0
+
+    def known_at(self, arm: Indices, rng: np.random.Generator, *, num_arms: int) -> Array:
+        """Draw after how many requests each outcome is known, infinite for never, shape (n,)."""
+        made = np.arange(1.0, len(arm) + 1.0)
+        if not self.delay and not self.missing:
+            return made
+        pace = np.linspace(0.5, 1.5, num_arms)[arm]
+        known = made + np.floor(rng.exponential(self.delay * pace))
+        return np.where(rng.uniform(size=len(arm)) < self.missing, np.inf, known)
+
+
+AT_ONCE: Final = Lateness()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
     """Requests decided by champion and canary, n of them, and what came of them.
 
@@ -169,6 +195,7 @@ class Traffic:
         units: Its session, numbered in order, shape (n,).
         arm: The arm it went to, shape (n,).
         propensity: Of that arm under the mixture, shape (n,).
+        known_at: After how many requests its outcome is known, infinite for never, shape (n,).
     """
 
     prompts: Indices
@@ -176,21 +203,23 @@ class Traffic:
     units: Indices
     arm: Indices
     propensity: Array
+    known_at: Array
 
     def evidence(self, world: World, champion: Array, challenger: Array, n: int) -> Evidence:
-        """Lay the first `n` out for the gate."""
-        prompts, asked, arm = self.prompts[:n], self.asked[:n], self.arm[:n]
+        """Lay out for the gate what is known after `n` requests."""
+        known = np.flatnonzero(self.known_at[:n] <= n)
+        prompts, asked, arm = self.prompts[known], self.asked[known], self.arm[known]
         w_quality = np.array([point.quality for point in GRID])[asked]
         guard = np.ix_(np.array(GUARD_POINTS), prompts)
         return Evidence(
             log=LoggedRows(
                 contexts=world.features[prompts],
                 arm=arm,
-                propensity=self.propensity[:n],
+                propensity=self.propensity[known],
                 outcomes=world.outcomes[prompts, arm],
                 folds=prompts % FOLDS,
             ),
-            units=self.units[:n],
+            units=self.units[known],
             w_quality=w_quality,
             champion=champion[asked, prompts],
             challenger=challenger[asked, prompts],
@@ -200,13 +229,14 @@ class Traffic:
         )
 
     def where(self, keep: NDArray[np.bool_]) -> Traffic:
-        """Keep some requests, `keep` of shape (n,)."""
+        """Keep some requests, `keep` of shape (n,), their outcomes known at once."""
         return Traffic(
             prompts=self.prompts[keep],
             asked=self.asked[keep],
             units=self.units[keep],
             arm=self.arm[keep],
             propensity=self.propensity[keep],
+            known_at=np.arange(1.0, keep.sum() + 1.0),
         )
 
 
@@ -218,6 +248,7 @@ def draw_traffic(
     *,
     share: float,
     rng: np.random.Generator,
+    lateness: Lateness = AT_ONCE,
 ) -> Traffic:
     """Draw requests and decide them as replicas do: a session goes to one version, which draws.
 
@@ -228,6 +259,7 @@ def draw_traffic(
         n: How many requests.
         share: The canary's share of the sessions; 0 leaves all to the champion.
         rng: Draws everything.
+        lateness: When outcomes are known.
     """
     prompts = rng.integers(len(world.features), size=n)
     asked = rng.choice(len(GRID), size=n, p=world.asked_shares())
@@ -245,6 +277,7 @@ def draw_traffic(
         units=units,
         arm=arm,
         propensity=mixture[np.arange(n), arm],
+        known_at=lateness.known_at(arm, rng, num_arms=drawn_from.shape[1]),
     )
 
 

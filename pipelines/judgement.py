@@ -102,7 +102,8 @@ class Judgement:
     Attributes:
         finding: What follows.
         uplift: At the preferences asked for; decides.
-        regions: On the grid of preferences, by region and overall; guards.
+        regions: On the grid of preferences, by region and overall; guards. Empty where more
+            evidence is needed.
         reason: In words.
     """
 
@@ -127,10 +128,17 @@ def next_look(decisions: int) -> int:
 
 
 def decide(evidence: Evidence, standards: Standards) -> Judgement:
-    """Look at a canary's evidence: promote, reject, give up, or wait for more."""
-    uplift, regions = uplifts(evidence, alpha=standards.alpha)
-    harmed = _harmed(regions, standards)
-    finding, reason = _finding(uplift, harmed, standards)
+    """Look at a canary's evidence: promote, reject, give up, or wait for more.
+
+    While it waits for more, nobody asks for the regions: they take five times as long.
+    """
+    predicted = _predicted(evidence)
+    uplift = _asked(evidence, predicted, alpha=standards.alpha)
+    finding, reason = _finding(uplift, [], standards)
+    if finding is Finding.UNDECIDED:
+        return Judgement(finding=finding, uplift=uplift, regions={}, reason=reason)
+    regions = _on_grid(evidence, predicted, alpha=standards.alpha)
+    finding, reason = _finding(uplift, _harmed(regions, standards), standards)
     return Judgement(finding=finding, uplift=uplift, regions=regions, reason=reason)
 
 
@@ -150,13 +158,7 @@ def screen(evidence: Evidence, standards: Standards) -> Judgement:
 def uplifts(evidence: Evidence, *, alpha: float) -> tuple[Uplift, dict[str, Uplift]]:
     """Estimate the uplift at the preferences asked for, and by region of the grid."""
     predicted = _predicted(evidence)
-    trade_offs = np.stack([evidence.w_quality, 1.0 - evidence.w_quality], axis=1)
-    asked = _uplift(
-        evidence,
-        _scores(evidence, evidence.champion, evidence.challenger, predicted, trade_offs),
-        [_ess(evidence, evidence.champion), _ess(evidence, evidence.challenger)],
-        alpha=alpha,
-    )
+    asked = _asked(evidence, predicted, alpha=alpha)
     return asked, _on_grid(evidence, predicted, alpha=alpha)
 
 
@@ -181,6 +183,17 @@ def _predicted(evidence: Evidence) -> Array:
         evidence.log.outcomes,
         evidence.log.folds,
         num_arms=evidence.champion.shape[1],
+    )
+
+
+def _asked(evidence: Evidence, predicted: Array, *, alpha: float) -> Uplift:
+    """Estimate the uplift at the preferences asked for."""
+    trade_offs = np.stack([evidence.w_quality, 1.0 - evidence.w_quality], axis=1)
+    return _uplift(
+        evidence,
+        _scores(evidence, evidence.champion, evidence.challenger, predicted, trade_offs),
+        [_ess(evidence, evidence.champion), _ess(evidence, evidence.challenger)],
+        alpha=alpha,
     )
 
 
@@ -216,7 +229,7 @@ def _scores(
 ) -> Array:
     """Score each decision: the estimator is linear, so two pmfs' difference scores as one."""
     reward = (evidence.log.outcomes * trade_offs).sum(axis=1)
-    expected = (predicted * trade_offs[:, None, :]).sum(axis=2)
+    expected = predicted[..., 0] * trade_offs[:, :1] + predicted[..., 1] * trade_offs[:, 1:]
     return doubly_robust(
         challenger - champion, evidence.log.propensity, reward, evidence.log.arm, expected
     )

@@ -107,7 +107,7 @@ def doubly_robust(
     """
     rows = np.arange(len(arm))
     weight = importance_weights(target_pmf[rows, arm], propensity)
-    direct = (target_pmf * predicted).sum(axis=1)
+    direct = np.einsum("nk,nk->n", target_pmf, predicted)
     return np.asarray(direct + weight * (reward - predicted[rows, arm]), dtype=np.float64)
 
 

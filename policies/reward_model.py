@@ -6,6 +6,7 @@ estimates: those would judge themselves.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -36,25 +37,93 @@ def cross_fitted(
     Returns:
         Shape (rows, num_arms, outcomes).
     """
-    predicted = np.zeros((len(context), num_arms, outcomes.shape[1]))
-    for fold in np.unique(folds):
-        test, train = folds == fold, folds != fold
-        for arm in range(num_arms):
-            mine = train & (taken == arm)
-            predicted[test, arm] = _ridge(
-                context[mine], outcomes[mine], context[test], outcomes[train]
-            )
+    dim, kinds = context.shape[1], outcomes.shape[1]
+    tests = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    pools = [_mean_without(outcomes, test) for test in tests]
+    levels = np.empty((len(tests), num_arms, kinds))
+    slopes = np.empty((len(tests), dim, num_arms, kinds))
+    for arm in range(num_arms):
+        mine = [test[taken[test] == arm] for test in tests]
+        parts = [_Sums.over(context[rows], outcomes[rows]) for rows in mine]
+        # Every row is summed once; what a fold is not to know is taken out again.
+        total = sum(parts, start=_Sums.over(context[:0], outcomes[:0]))
+        for fold, (part, pool) in enumerate(zip(parts, pools, strict=True)):
+            levels[fold, arm], slopes[fold, :, arm] = _ridge(total - part, pool)
+    predicted = np.empty((len(context), num_arms, kinds))
+    for fold, test in enumerate(tests):
+        sloped = context[test] @ slopes[fold].reshape(dim, num_arms * kinds)
+        predicted[test] = levels[fold] + sloped.reshape(len(test), num_arms, kinds)
     return predicted
 
 
-def _ridge(context: Array, outcomes: Array, wanted: Array, pool: Array) -> Array:
-    """Fit one arm's level, shrunk to the pool's, and its slopes; predict the wanted contexts."""
-    pool_level = pool.mean(axis=0) if len(pool) else np.zeros(outcomes.shape[1])
-    level = (outcomes.sum(axis=0) + LEVEL_PRIOR * pool_level) / (len(outcomes) + LEVEL_PRIOR)
-    if not len(outcomes):
-        return np.broadcast_to(level, (len(wanted), len(level)))
-    centre = context.mean(axis=0)
-    centred = context - centre
-    gram = centred.T @ centred + SLOPE_PRIOR * np.eye(centred.shape[1])
-    slopes = np.linalg.solve(gram, centred.T @ (outcomes - level))
-    return np.asarray(level + (wanted - centre) @ slopes, dtype=np.float64)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sums:
+    """What a regression needs of some rows.
+
+    Attributes:
+        count: How many rows.
+        context: Their contexts, shape (context_dim,).
+        outcomes: Their outcomes, shape (outcomes,).
+        gram: Context times context, shape (context_dim, context_dim).
+        cross: Context times outcomes, shape (context_dim, outcomes).
+    """
+
+    count: int
+    context: Array
+    outcomes: Array
+    gram: Array
+    cross: Array
+
+    @classmethod
+    def over(cls, context: Array, outcomes: Array) -> _Sums:
+        """Sum over rows."""
+        return cls(
+            count=len(context),
+            context=context.sum(axis=0),
+            outcomes=outcomes.sum(axis=0),
+            gram=context.T @ context,
+            cross=context.T @ outcomes,
+        )
+
+    def __add__(self, other: _Sums) -> _Sums:
+        """Sum over the rows of both."""
+        return _Sums(
+            count=self.count + other.count,
+            context=self.context + other.context,
+            outcomes=self.outcomes + other.outcomes,
+            gram=self.gram + other.gram,
+            cross=self.cross + other.cross,
+        )
+
+    def __sub__(self, other: _Sums) -> _Sums:
+        """Take some of the rows out."""
+        return _Sums(
+            count=self.count - other.count,
+            context=self.context - other.context,
+            outcomes=self.outcomes - other.outcomes,
+            gram=self.gram - other.gram,
+            cross=self.cross - other.cross,
+        )
+
+
+def _ridge(rows: _Sums, pool: Array) -> tuple[Array, Array]:
+    """Fit one arm: its level, shrunk to the pool's, and its slopes about the rows' mean context.
+
+    Returns:
+        Prediction for a context of zeros, shape (outcomes,), and slopes (context_dim, outcomes).
+    """
+    level = (rows.outcomes + LEVEL_PRIOR * pool) / (rows.count + LEVEL_PRIOR)
+    if not rows.count:
+        return level, np.zeros(rows.cross.shape)
+    centre = rows.context / rows.count
+    gram = rows.gram - np.outer(rows.context, centre) + SLOPE_PRIOR * np.eye(len(centre))
+    slopes = np.linalg.solve(gram, rows.cross - np.outer(centre, rows.outcomes))
+    return level - centre @ slopes, slopes
+
+
+def _mean_without(outcomes: Array, test: Indices) -> Array:
+    """Return the mean outcomes of all rows but some, zeros where there are none."""
+    number = len(outcomes) - len(test)
+    if not number:
+        return np.zeros(outcomes.shape[1])
+    return np.asarray((outcomes.sum(axis=0) - outcomes[test].sum(axis=0)) / number)

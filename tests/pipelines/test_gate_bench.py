@@ -17,7 +17,7 @@ from pipelines.gate_bench import (
     make_versions,
     run_gate_bench,
 )
-from pipelines.gate_world import World, draw_traffic, make_world
+from pipelines.gate_world import Lateness, World, draw_traffic, make_world
 from policies.evaluation import estimate, ips
 
 OUTCOMES = some_outcomes(400)
@@ -65,14 +65,50 @@ def test_sessions_go_to_one_side(world: World, versions: Versions) -> None:
     np.testing.assert_allclose(traffic.propensity, np.where(on_canary, 0.2, 0.8))
 
 
-@pytest.mark.parametrize("kind", [*BAD_KINDS, "good", "routine"])
+@pytest.mark.parametrize("kind", [*BAD_KINDS, "good", "routine", "routine_apart"])
 def test_pairs_differ_in_truth_as_their_kind_asks(
     world: World, versions: Versions, kind: str
 ) -> None:
-    effect = 0.04 if kind == "routine" else 0.004
+    is_equal = kind.startswith("routine")
+    effect = 0.04 if is_equal else 0.004
     champion, challenger = draw_pair(kind, world, versions, effect, np.random.default_rng(2))
     gain = world.truth(challenger) - world.truth(champion)
-    assert {"good": gain >= effect, "routine": abs(gain) <= effect / 10}.get(kind, gain <= -effect)
+    assert abs(gain) <= effect / 10 if is_equal else (gain if kind == "good" else -gain) >= effect
+
+
+def test_pairs_apart_come_from_two_streams(world: World, versions: Versions) -> None:
+    streams = [{id(version) for version in chain} for chain in versions.chains]
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        pair = draw_pair("routine_apart", world, versions, 0.5, rng)
+        [one, other] = [next(n for n, ids in enumerate(streams) if id(v) in ids) for v in pair]
+        assert one != other
+
+
+def test_late_outcomes_are_no_evidence_before_they_are_known(
+    world: World, versions: Versions
+) -> None:
+    champion, challenger = versions.chains[0][:2]
+    rng, lateness = np.random.default_rng(4), Lateness(delay=100.0, missing=0.2)
+    traffic = draw_traffic(
+        world, champion, challenger, 4_000, share=0.2, rng=rng, lateness=lateness
+    )
+    of_first = traffic.evidence(world, champion, challenger, 1_000)
+    of_all = traffic.evidence(world, champion, challenger, 4_000)
+    assert 600 < len(of_first) < 800
+    assert 0.7 < len(of_all) / 4_000 < 0.8
+    waited = traffic.known_at - np.arange(1, 4_001)
+    dear, cheap = traffic.arm == world.outcomes.shape[1] - 1, traffic.arm == 0
+    never = np.isinf(waited)
+    assert waited.min() >= 0
+    assert waited[dear & ~never].mean() > 2 * waited[cheap & ~never].mean()
+    assert never.mean() == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_trial_of_which_too_little_is_heard_ends_without_a_finding() -> None:
+    plan = GatePlan(runs=1, effect=0.04, lateness=Lateness(missing=0.995))
+    found = run_gate_bench(plan, OUTCOMES)
+    assert found["findings"]["good"] == {"inconclusive": 1} == found["findings"]["routine"]
 
 
 def test_an_effect_that_no_version_has_is_an_error_that_says_so(
@@ -84,9 +120,11 @@ def test_an_effect_that_no_version_has_is_an_error_that_says_so(
 
 def test_the_object_has_the_agreed_form() -> None:
     found = run_gate_bench(GatePlan(runs=2, effect=0.04), OUTCOMES)
-    assert set(found) == {"bad", "good", "routine", "coverage"}
+    assert set(found) >= {"bad", "good", "routine", "routine_apart", "coverage"}
+    assert (found["effect"], found["equal_within"]) == (0.04, 0.004)
     assert set(found["bad"]) == set(BAD_KINDS)
     assert all(one["runs"] == 2 for one in found["bad"].values())
     assert set(found["good"]) == {"promoted", "runs", "median_decisions"} == set(found["routine"])
+    assert set(found["routine_apart"]) == set(found["routine"])
     assert set(found["coverage"]) == {"ips", "snips", "dr"}
     assert json.loads(json.dumps(found)) == found

@@ -80,7 +80,8 @@ def test_the_screen_rejects_only_what_is_surely_worse() -> None:
 
 
 def test_the_effective_sample_size_is_that_of_the_policy_the_log_knows_least() -> None:
-    found = decide(evidence(gain=0.0, n=5_000), Standards())
+    found = decide(evidence(gain=0.0, n=5_000), Standards(max_decisions=5_000))
+    assert found.regions
     for one in (found.uplift, *found.regions.values()):
         # The challenger's arm has a tenth of the log and half of the challenger's probability.
         assert 0.2 * 5_000 < one.ess < 0.5 * 5_000
