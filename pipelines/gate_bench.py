@@ -10,7 +10,7 @@ own code: screen, canary, looks as they come.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +38,8 @@ GOOD, ROUTINE, APART = "good", "routine", "routine_apart"
 EQUAL_SHARE: Final = 0.1
 MAX_DRAWS: Final = 1_000
 STREAMS: Final = 4
+# Versions of one kind of falsehood, where hardly one loses as much as is asked for.
+MAX_FALSE: Final = 24
 # A chain's first version has seen this share of the stream, each further one so much more.
 CHAIN_START: Final = 0.5
 CHAIN_STEP: Final = 0.1
@@ -124,8 +126,8 @@ def run_gate_bench(
 ) -> dict[str, Any]:
     """Try every kind, and return the object that `barp bench gate --json` prints."""
     world = make_world(outcomes, learner=plan.learner, seed=plan.seed)
-    versions = make_versions(world, progress=progress)
     effect = plan.effect or (EFFECT if world.stakes() >= SMALL_STAKES else SMALL_EFFECT)
+    versions = _with_worse(make_versions(world, progress=progress), world, effect)
     tallies: dict[str, Tally] = {}
     covered: dict[str, list[bool]] = {name: [] for name in ESTIMATORS}
     for number, kind in enumerate((*BAD_KINDS, GOOD, ROUTINE, APART)):
@@ -173,6 +175,22 @@ def make_versions(world: World, *, progress: Progress = lambda *_: None) -> Vers
         stale_prices=stale,
         poisoned_feedback=poisoned,
     )
+
+
+def _with_worse(versions: Versions, world: World, effect: float) -> Versions:
+    """Train further on false prices, and on false quality, until some version loses enough."""
+    best = max(world.truth(one) for one in _newest(versions.chains))
+    falsify = {"stale_prices": _repriced, "poisoned_feedback": _poisoned}
+    more = {}
+    for number, (kind, falsified) in enumerate(falsify.items()):
+        made = list(getattr(versions, kind))
+        while len(made) < MAX_FALSE and min(map(world.truth, made)) > best - effect:
+            seed = len(made)
+            rng = np.random.default_rng([world.run.seed, seed, 5, number])
+            rows = falsified(world.even_log(seed=seed), rng)
+            made.append(world.choices(world.trained(world.untrained(seed=seed), rows)))
+        more[kind] = made
+    return replace(versions, **more)
 
 
 def draw_pair(

@@ -23,7 +23,13 @@ from policies.evaluation import (
     preference_regions,
 )
 from policies.reward_model import cross_fitted
-from policies.sequences import DEFAULT_ALPHA, Sequence, confidence_sequence
+from policies.sequences import (
+    DEFAULT_ALPHA,
+    MIN_UNITS,
+    Sequence,
+    confidence_sequence,
+    planned_sequence,
+)
 
 Array = NDArray[np.float64]
 # Each look takes all decisions so far; growing by a tenth, all looks cost what ten of the last do.
@@ -65,7 +71,7 @@ class Standards:
     region_loss: float = 0.03
     region_ess: float = 500.0
     alpha: float = DEFAULT_ALPHA
-    min_units: int = 200
+    min_units: int = MIN_UNITS
     max_decisions: int = 20_000
 
     @property
@@ -133,7 +139,8 @@ def decide(evidence: Evidence, standards: Standards) -> Judgement:
     While it waits for more, nobody asks for the regions: they take five times as long.
     """
     predicted = _predicted(evidence)
-    uplift = _asked(evidence, predicted, alpha=standards.alpha)
+    last = standards.max_decisions
+    uplift = _asked(evidence, predicted, alpha=standards.alpha, last_look=last)
     finding, reason = _finding(uplift, [], standards)
     if finding is Finding.UNDECIDED:
         return Judgement(finding=finding, uplift=uplift, regions={}, reason=reason)
@@ -158,7 +165,7 @@ def screen(evidence: Evidence, standards: Standards) -> Judgement:
 def uplifts(evidence: Evidence, *, alpha: float) -> tuple[Uplift, dict[str, Uplift]]:
     """Estimate the uplift at the preferences asked for, and by region of the grid."""
     predicted = _predicted(evidence)
-    asked = _asked(evidence, predicted, alpha=alpha)
+    asked = _asked(evidence, predicted, alpha=alpha, last_look=None)
     return asked, _on_grid(evidence, predicted, alpha=alpha)
 
 
@@ -186,14 +193,15 @@ def _predicted(evidence: Evidence) -> Array:
     )
 
 
-def _asked(evidence: Evidence, predicted: Array, *, alpha: float) -> Uplift:
-    """Estimate the uplift at the preferences asked for."""
+def _asked(evidence: Evidence, predicted: Array, *, alpha: float, last_look: int | None) -> Uplift:
+    """Estimate the uplift at the preferences asked for; None where no last look is planned."""
     trade_offs = np.stack([evidence.w_quality, 1.0 - evidence.w_quality], axis=1)
     return _uplift(
         evidence,
         _scores(evidence, evidence.champion, evidence.challenger, predicted, trade_offs),
         [_ess(evidence, evidence.champion), _ess(evidence, evidence.challenger)],
         alpha=alpha,
+        last_look=last_look,
     )
 
 
@@ -242,9 +250,19 @@ def _ess(evidence: Evidence, pmf: Array) -> float:
     return effective_sample_size(weights)
 
 
-def _uplift(evidence: Evidence, scores: Array, ess: list[float], *, alpha: float) -> Uplift:
+def _uplift(
+    evidence: Evidence,
+    scores: Array,
+    ess: list[float],
+    *,
+    alpha: float,
+    last_look: int | None = None,
+) -> Uplift:
     """Put an estimate's ends and its effective size together."""
-    found: Sequence = confidence_sequence(scores, evidence.units, alpha=alpha)
+    if last_look is None:
+        found = confidence_sequence(scores, evidence.units, alpha=alpha)
+    else:
+        found = planned_sequence(scores, evidence.units, alpha=alpha, last_look=last_look)
     return Uplift(
         mean=found.mean,
         lower=found.lower,
