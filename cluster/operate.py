@@ -130,7 +130,7 @@ def rollback(
 
 @versions.command("history")
 def history(url: UrlOption = None, key: KeyOption = None, json: JsonOption = False) -> None:
-    """List moves of the champion, canaries, breaches and quarantines: when, who, why."""
+    """List moves of champion and canary, breaches and quarantines: when, who, why."""
     with ServiceClient(url, api_key=key) as client:
         answer = client.get("/v1/versions/history")
     rows = []
@@ -138,6 +138,12 @@ def history(url: UrlOption = None, key: KeyOption = None, json: JsonOption = Fal
         came_from = "" if move["previous"] is None else str(move["previous"])
         version = str(move["version"])
         rows.append((move["at"], move["alias"], came_from, version, move["who"], move["why"]))
+    for trial in answer["trials"]:
+        # A canary's end has no version to go to.
+        ended = trial["kind"] == "canary_ended"
+        came_from, version = (trial["version"], "") if ended else ("", trial["version"])
+        what = (trial["at"], trial["alias"], str(came_from), str(version))
+        rows.append((*what, trial["who"], trial["why"]))
     # Where the event log is away there is a word on that instead of a list.
     told = answer["events"] if isinstance(answer.get("events"), list) else []
     for event in told:

@@ -54,10 +54,10 @@ class JudgeRegistry(Protocol):
     def tag(self, version: int, words: Mapping[str, str]) -> None:
         """Set words on a version by name."""
 
-    def start_canary(self, version: int, *, instead_of: int) -> None:
+    def start_canary(self, version: int, *, instead_of: int, who: str, why: str) -> None:
         """Let a version decide beside the champion; raises Conflict."""
 
-    def stop_canary(self) -> None:
+    def stop_canary(self, *, who: str, why: str) -> None:
         """Let the champion decide alone."""
 
     def promote(self, version: int, *, who: str, why: str, instead_of: int | None) -> AliasMove:

@@ -1,4 +1,4 @@
-"""Every move of the champion, in order: written down before it is made, settled after.
+"""Every move of champion and canary, in order: written down before it is made, settled after.
 
 A crash in between leaves an intent, which says what to finish; so the history has no gap.
 """
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, Protocol, cast
 
-from policies.versions import CHAMPION, AliasMove, MoveKind
+from policies.versions import CANARY, CHAMPION, AliasMove, MoveKind
 
 MAX_WORDS: Final = 500
 MAX_INTERRUPTED: Final = 100
@@ -52,8 +52,16 @@ class RecordStore(Protocol):
     ) -> None:
         """Add words to an entry, then set its state."""
 
-    def records(self, state: RecordState | None, *, limit: int) -> Sequence[Record]:
-        """List the entries in a state, or all, newest first, at most `limit`."""
+    def records(
+        self, state: RecordState | None, *, limit: int, titled: str = ""
+    ) -> Sequence[Record]:
+        """List the entries in a state, or all, newest first, at most `limit`.
+
+        Args:
+            state: Which state; None takes all.
+            limit: Most entries.
+            titled: Only those whose title begins so.
+        """
 
 
 def way_to_champion(moves: Iterable[AliasMove]) -> list[int]:
@@ -126,14 +134,21 @@ class AliasHistory:
         self._last_ms = newest[0].at_ms if newest else 0
 
     def intend(
-        self, version: int, *, previous: int | None, who: str, why: str, kind: MoveKind
+        self,
+        version: int,
+        *,
+        previous: int | None,
+        who: str,
+        why: str,
+        kind: MoveKind,
+        alias: str = CHAMPION,
     ) -> Intent:
-        """Write down a move of the champion before it is made."""
+        """Write down a move of an alias before it is made."""
         words = {"version": str(version), "who": who[:MAX_WORDS], "why": why[:MAX_WORDS]}
-        words["kind"] = kind
+        words |= {"kind": kind, "alias": alias}
         if previous is not None:
             words["previous"] = str(previous)
-        title = f"{CHAMPION}: {previous} to {version}"
+        title = f"{alias}: {previous} to {None if kind == 'canary_ended' else version}"
         return _as_intent(self._store.add_record(words, title=title, at_ms=self._next_ms()))
 
     def settle(self, intent: Intent, *, swapped: int, waiting: int) -> AliasMove:
@@ -151,10 +166,19 @@ class AliasHistory:
         found = self._store.records(RecordState.INTENDED, limit=MAX_INTERRUPTED)
         return [_as_intent(record) for record in reversed(found)]
 
-    def moves(self, limit: int) -> list[AliasMove]:
-        """List the moves that were made, newest first, at most `limit`."""
-        found = self._store.records(RecordState.DONE, limit=limit)
+    def moves(self, limit: int, *, alias: str = CHAMPION) -> list[AliasMove]:
+        """List the moves of an alias that were made, newest first, at most `limit`."""
+        found = self._store.records(RecordState.DONE, limit=limit, titled=f"{alias}:")
         return [_as_intent(record).move for record in found]
+
+    def canary(self) -> int | None:
+        """Return the version on trial, as the entries tell: a move of the champion ends a trial."""
+        trials = self.moves(1, alias=CANARY)
+        if not trials or trials[0].kind == "canary_ended":
+            return None
+        moved = self.moves(1)
+        # Entries are never of the same moment.
+        return None if moved and moved[0].at > trials[0].at else trials[0].version
 
     def _close(self, intent: Intent, words: Mapping[str, str], *, state: RecordState) -> None:
         self._store.close_record(intent.record_id, words, state=state, at_ms=self._now_ms())
@@ -181,7 +205,8 @@ def _as_intent(record: Record) -> Intent:
     """Read an entry back."""
     words = record.words
     move = AliasMove(
-        alias=CHAMPION,
+        # Entries of before there were trials in the history are the champion's.
+        alias=words.get("alias", CHAMPION),
         version=int(words["version"]),
         previous=int(words["previous"]) if "previous" in words else None,
         who=words["who"],

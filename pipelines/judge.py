@@ -154,8 +154,8 @@ class Judge:
         """Let a version decide for its share, and note from where on that counts."""
         seq = str(self._source.last_seq())
         self._registry.tag(version, {FROM_SEQ: seq, AGAINST: str(champion), COMPARED_AS: stage})
-        self._registry.start_canary(version, instead_of=champion)
         why = f"beside {champion}, {stage}"
+        self._registry.start_canary(version, instead_of=champion, who=WHO, why=why)
         self._events.emit(EventKind.CANARY, who=WHO, why=why, version=version, champion=champion)
 
     def _compare(self, champion: int, beside: int) -> None:
@@ -221,7 +221,7 @@ class Judge:
 
     def _end(self, beside: int, why: str) -> None:
         """Let the champion decide alone again, and tell it."""
-        self._registry.stop_canary()
+        self._registry.stop_canary(who=WHO, why=why)
         self._events.emit(EventKind.CANARY, who=WHO, why=why, version=beside, share=0.0)
 
     def _guard(self, comparison: Comparison, champion: int, control: int) -> None:

@@ -1,4 +1,4 @@
-"""Which version serves: moves the champion's alias, keeps its history, brings it to the replicas.
+"""Which versions decide: moves champion and canary, keeps their history, tells the replicas.
 
 Knows nothing of MLflow; versions and aliases are a store that is handed in.
 """
@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pipelines.events import EventSink
-from pipelines.history import MS_PER_S, AliasHistory, champion_before, iso, unmoved, way_to_champion
+from pipelines.history import (
+    MS_PER_S,
+    AliasHistory,
+    Intent,
+    champion_before,
+    iso,
+    unmoved,
+    way_to_champion,
+)
 from pipelines.promotion_ports import PromotionStatus, PublisherPort, VersionStore
 from pipelines.servable import DEFAULT_CANARY_SHARE, Servable
 from policies.errors import ArtifactError, Conflict, Unavailable, UnknownVersion
@@ -55,12 +63,13 @@ class Promotion:
     ) -> None:
         """Settle what a crash left half done, then read back what serves."""
         self._store, self._publisher, self._clock = store, publisher, clock
-        self._events, self._canary = events, store.pointed_at(CANARY)
+        self._events = events
         self._servable = Servable(store, encoder_id=encoder_id, canary_share=canary_share)
         self._history = AliasHistory(store, clock=clock)
         self._refused: str | None = None
         last = self._history.moves(limit=1)
         self._champion = last[0].version if last else None
+        self._canary = self._history.canary()
         self._unsettled = True
         self._settle_interrupted()
 
@@ -130,12 +139,14 @@ class Promotion:
             )
         return self._promote(target, who=who, why=why, instead_of=None, kind="rollback")
 
-    def start_canary(self, version: int, *, instead_of: int) -> None:
+    def start_canary(self, version: int, *, instead_of: int, who: str, why: str) -> None:
         """Let a version decide for its share of the requests, until it ends or is promoted.
 
         Args:
             version: The version's number.
             instead_of: The champion that it is compared with.
+            who: Who decides, for the history.
+            why: Their reason, for the history.
 
         Raises:
             Conflict: Another version serves than that, or the version itself serves.
@@ -152,18 +163,25 @@ class Promotion:
             )
         files = self._servable.files(self._champion)
         canary = self._servable.canary(version, files)
+        intent = self._intend_trial("canary_started", version, who=who, why=why)
         self._store.point(CANARY, version)
         self._canary = version
         logger.info("version %d on trial beside %d", version, self._champion)
-        self._roll_out(self._champion, files, canary)
+        self._settle_trial(intent, *self._roll_out(self._champion, files, canary))
 
-    def stop_canary(self) -> None:
+    def stop_canary(self, *, who: str, why: str) -> None:
         """Let the champion decide alone again."""
         self._follow_alias()
+        intent = None
+        if self._canary is not None:
+            intent = self._intend_trial("canary_ended", self._canary, who=who, why=why)
         self._store.unpoint(CANARY)
         self._canary = None
         if self._champion is not None:
-            self._roll_out(self._champion, self._store.files(self._champion))
+            files = self._store.files(self._champion)
+            swapped, waiting = self._roll_out(self._champion, files)
+            if intent is not None:
+                self._settle_trial(intent, swapped, waiting)
 
     def champion(self) -> int | None:
         """Return the version that serves, None before the first promotion."""
@@ -172,6 +190,13 @@ class Promotion:
     def history(self, limit: int) -> list[AliasMove]:
         """List the moves of the champion, newest first, at most `limit`."""
         return self._history.moves(limit)
+
+    def trials(self, limit: int) -> list[AliasMove]:
+        """List beginnings and ends of canaries, newest first, at most `limit`.
+
+        A move of the champion ends a trial, too; that is in its own history alone.
+        """
+        return self._history.moves(limit, alias=CANARY)
 
     def status(self) -> PromotionStatus:
         """Say what serves, and whether the alias is obeyed."""
@@ -198,7 +223,27 @@ class Promotion:
             except (UnknownVersion, ArtifactError) as error:
                 self._refuse(f"{CANARY} points at {version}: {error}", version=version)
                 version = None
-        self._canary = version
+        if version != self._canary:
+            kind: MoveKind = "canary_ended" if version is None else "canary_started"
+            named = self._canary if version is None else version
+            assert named is not None
+            why = f"alias {CANARY} moved with MLflow's own client or page"
+            intent = self._intend_trial(kind, named, who=FOREIGN, why=why)
+            self._canary = version
+            self._settle_trial(intent, 0, 0)
+
+    def _intend_trial(self, kind: MoveKind, version: int, *, who: str, why: str) -> Intent:
+        """Write down that a trial is to begin or to end."""
+        self._unsettled = True
+        before = self._canary
+        return self._history.intend(
+            version, previous=before, who=who, why=why, kind=kind, alias=CANARY
+        )
+
+    def _settle_trial(self, intent: Intent, swapped: int, waiting: int) -> None:
+        """Note that it did."""
+        self._history.settle(intent, swapped=swapped, waiting=waiting)
+        self._unsettled = False
 
     def _refuse(self, reason: str, *, version: int | None) -> None:
         """Say once why an alias is not obeyed."""
@@ -293,9 +338,20 @@ class Promotion:
         if not self._unsettled:
             return
         for intent in self._history.interrupted():
-            if self._store.pointed_at(CHAMPION) == intent.move.version:
+            if intent.move.alias == CANARY:
+                self._settle_interrupted_trial(intent)
+            elif self._store.pointed_at(CHAMPION) == intent.move.version:
                 self._point(intent.move)
                 self._tell(self._history.settle(intent, swapped=0, waiting=0))
             else:
                 self._history.abandon(intent)
         self._unsettled = False
+
+    def _settle_interrupted_trial(self, intent: Intent) -> None:
+        """Note that a trial began or ended, where the alias had moved; else that it did not."""
+        named = None if intent.move.kind == "canary_ended" else intent.move.version
+        if self._store.pointed_at(CANARY) == named:
+            self._canary = named
+            self._history.settle(intent, swapped=0, waiting=0)
+        else:
+            self._history.abandon(intent)

@@ -232,11 +232,13 @@ class Registry:
         self._client.set_terminated(record_id, status=state.value, end_time=at_ms)
 
     @_mlflow_errors()
-    def records(self, state: RecordState | None, *, limit: int) -> list[Record]:
-        """List the entries in a state, or all, newest first, at most `limit`."""
+    def records(self, state: RecordState | None, *, limit: int, titled: str = "") -> list[Record]:
+        """See `pipelines.history.RecordStore`."""
+        wanted = [] if state is None else [f"attributes.status = '{state.value}'"]
+        wanted += [f"attributes.run_name LIKE '{titled}%'"] if titled else []
         runs = self._client.search_runs(
             [self._records],
-            filter_string="" if state is None else f"attributes.status = '{state.value}'",
+            filter_string=" and ".join(wanted),
             max_results=limit,
             order_by=["attributes.start_time DESC"],
         )

@@ -63,13 +63,15 @@ class RegistryActor:
         """See `Registry.tag`."""
         await self._registry(lambda registry: registry.tag(version, words))
 
-    async def start_canary(self, version: int, *, instead_of: int) -> None:
+    async def start_canary(self, version: int, *, instead_of: int, who: str, why: str) -> None:
         """See `Promotion.start_canary`."""
-        await self._promotion(lambda p: p.start_canary(version, instead_of=instead_of))
+        await self._promotion(
+            lambda p: p.start_canary(version, instead_of=instead_of, who=who, why=why)
+        )
 
-    async def stop_canary(self) -> None:
+    async def stop_canary(self, *, who: str, why: str) -> None:
         """See `Promotion.stop_canary`."""
-        await self._promotion(Promotion.stop_canary)
+        await self._promotion(lambda p: p.stop_canary(who=who, why=why))
 
     async def promote(
         self, version: int, *, who: str, why: str, instead_of: int | None = None
@@ -90,6 +92,10 @@ class RegistryActor:
     async def history(self, limit: int = MAX_LISTED) -> list[AliasMove]:
         """See `Promotion.history`."""
         return await self._promotion(lambda promotion: promotion.history(limit))
+
+    async def trials(self, limit: int = MAX_LISTED) -> list[AliasMove]:
+        """See `Promotion.trials`."""
+        return await self._promotion(lambda promotion: promotion.trials(limit))
 
     async def artifact(self, version: int) -> PolicyArtifact:
         """See `Registry.artifact`."""

@@ -94,13 +94,13 @@ class RemoteRegistry:
         """Make an older version the champion again."""
         return cast(AliasMove, call(self._actor, "rollback", to=to, who=who, why=why))
 
-    def start_canary(self, version: int, *, instead_of: int) -> None:
+    def start_canary(self, version: int, *, instead_of: int, who: str, why: str) -> None:
         """Let a version decide for its share of the requests."""
-        call(self._actor, "start_canary", version, instead_of=instead_of)
+        call(self._actor, "start_canary", version, instead_of=instead_of, who=who, why=why)
 
-    def stop_canary(self) -> None:
+    def stop_canary(self, *, who: str, why: str) -> None:
         """Let the champion decide alone again."""
-        call(self._actor, "stop_canary")
+        call(self._actor, "stop_canary", who=who, why=why)
 
     def tag(self, version: int, words: Mapping[str, str]) -> None:
         """Set words on a version by name."""

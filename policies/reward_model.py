@@ -118,7 +118,7 @@ def _ridge(rows: _Sums, pool: Array) -> tuple[Array, Array]:
     centre = rows.context / rows.count
     gram = rows.gram - np.outer(rows.context, centre) + SLOPE_PRIOR * np.eye(len(centre))
     slopes = np.linalg.solve(gram, rows.cross - np.outer(centre, rows.outcomes))
-    return level - centre @ slopes, slopes
+    return np.asarray(level - centre @ slopes), np.asarray(slopes)
 
 
 def _mean_without(outcomes: Array, test: Indices) -> Array:

@@ -14,7 +14,7 @@ CANARY: Final = "canary"
 # Tag of a version that may not serve, its value "true".
 QUARANTINED: Final = "quarantined"
 
-MoveKind = Literal["promotion", "rollback", "alias_followed"]
+MoveKind = Literal["promotion", "rollback", "alias_followed", "canary_started", "canary_ended"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +44,13 @@ class AliasMove:
 
     Attributes:
         alias: Which name moved.
-        version: Where it points since.
+        version: Where it points since; of `canary_ended`, where it pointed until then.
         previous: Where it pointed before, None where it was new.
         who: Who moved it; `mlflow` for a move made with MLflow's own client or page.
         why: Their reason.
         at: When, ISO 8601, UTC.
-        kind: A promotion, a rollback, or a move made with MLflow's own client that was followed.
+        kind: Of the champion a promotion, a rollback, or a move made with MLflow's own client that
+            was followed; of the canary its beginning or its end.
         moved: False where it pointed there already and nothing was done.
         replicas_swapped: Replicas that held the version when the wait ended.
         replicas_waiting: Live replicas that did not yet; both are 0 while the publisher is away.

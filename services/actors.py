@@ -84,6 +84,9 @@ class RegistryPort(Protocol):
     async def history(self) -> list[AliasMove]:
         """List all alias moves."""
 
+    async def trials(self) -> list[AliasMove]:
+        """List beginnings and ends of canaries."""
+
     async def promote(self, version: int, *, who: str, why: str) -> AliasMove:
         """Make a version champion; return the move."""
 

@@ -24,7 +24,6 @@ from services.wire import ModelsOut, MoveIn, PricesIn, RollbackIn
 
 # What happens to versions without the champion's alias moving, or makes it move.
 BESIDE_MOVES: Final = (
-    EventKind.CANARY,
     EventKind.GUARDRAIL_BREACH,
     EventKind.QUARANTINE,
     EventKind.EXPLORATION_COLLAPSE,
@@ -92,13 +91,18 @@ class Operations:
         return await self._ports.trainer.rebuild(number)
 
     async def history(self) -> dict[str, Any]:
-        """List every move of the champion, and what a trial or the guardrail did, newest first."""
-        moves, told = await asyncio.gather(
+        """List every move of champion and canary, and what the guardrail did, newest first."""
+        moves, trials, told = await asyncio.gather(
             self._ports.registry.history(),
+            self._ports.registry.trials(),
             _part(self._ports.metrics.events(0, MAX_EVENTS, BESIDE_MOVES)),
         )
         events = told["events"][::-1] if "events" in told else told
-        return {"history": [plain(move) for move in moves], "events": events}
+        return {
+            "history": [plain(move) for move in moves],
+            "trials": [plain(move) for move in trials],
+            "events": events,
+        }
 
     async def promote(self, number: Number, body: MoveIn | None = None) -> dict[str, Any]:
         """Make a version the champion on every replica."""

@@ -1,4 +1,4 @@
-"""A crash, or a registry that goes away, between any two steps of any move of the champion."""
+"""A crash, or a registry that goes away, between any two steps of any move of either alias."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.history import RecordState
 from pipelines.promotion import Promotion
 from pipelines.registry import MODEL_NAME
 from policies.errors import Unavailable
-from policies.versions import CHAMPION
+from policies.versions import CANARY, CHAMPION
 
 STEPS = frozenset(
     {"point", "unpoint", "add_record", "close_record", "publish", "rollout", "pointed_at", "files"}
@@ -70,9 +70,17 @@ class Fused:
 
 
 def attempts(
-    setup: RegistrySetup, move: Callable[[Promotion], object], side: Side, error: BaseException
+    setup: RegistrySetup,
+    move: Callable[[Promotion], object],
+    side: Side,
+    error: BaseException,
+    *,
+    steps: int = 9,
 ) -> Iterator[tuple[Promotion, int | None]]:
-    """Try a move with a fuse at its first step, its second, …, until it gets through whole."""
+    """Try a move with a fuse at its first step, its second, …, until it gets through whole.
+
+    It has at least so many steps.
+    """
     for at in range(1, 100):
         before = setup.restarted()
         before.watch()
@@ -90,7 +98,7 @@ def attempts(
         whole, fuse.blown = not fuse.blown, True
         yield promotion, before.champion()
         if whole:
-            assert at > 8, "the move has more steps than that"
+            assert at >= steps, "the move has more steps than that"
             return
     raise AssertionError("it never got through")
 
@@ -103,6 +111,19 @@ def check(setup: RegistrySetup, promotion: Promotion) -> None:
     assert setup.publisher.published[-1] == promotion.champion()
     for newer, older in pairwise(moves):
         assert newer.previous == older.version
+    canary = promotion.status().canary
+    assert setup.publisher.deciding() == (promotion.champion(), canary)
+    assert setup.registry.pointed_at(CANARY) == canary == setup.restarted().status().canary
+    # Beginnings and ends take turns; a move of the champion between two of them is an end.
+    told = sorted([*moves, *promotion.trials(limit=1000)], key=lambda move: move.at)
+    on_trial = None
+    for move in told:
+        if move.kind == "canary_ended":
+            assert move.version == on_trial
+        if move.kind == "canary_started":
+            assert on_trial is None
+        on_trial = move.version if move.kind == "canary_started" else None
+    assert on_trial == canary
     assert not setup.registry.records(RecordState.INTENDED, limit=10)
 
 
@@ -141,6 +162,48 @@ def test_a_registry_away_at_any_step_is_made_good_by_the_same_process(
 ) -> None:
     for promotion, _ in attempts(setup, move, side, Unavailable("registry is away")):
         check(setup, promotion)
+
+
+def begin_or_end_trial(promotion: Promotion) -> None:
+    """Put a version beside the champion, or, where there is one, let the champion decide alone."""
+    champion = promotion.champion()
+    assert champion is not None
+    if promotion.status().canary is None:
+        other = 3 if champion != 3 else 2
+        promotion.start_canary(other, instead_of=champion, who="gate", why="test")
+    else:
+        promotion.stop_canary(who="gate", why="test")
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_crash_between_any_two_steps_of_a_trial_leaves_no_gap(
+    setup: RegistrySetup, side: Side
+) -> None:
+    for _ in range(2):  # a beginning, then an end; whichever a crash has left to be done
+        for _, _ in attempts(setup, begin_or_end_trial, side, Crash(), steps=7):
+            check(setup, setup.restarted())
+    assert len(setup.promotion.trials(limit=100)) >= 4
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_registry_away_at_any_step_of_a_trial_is_made_good_by_the_same_process(
+    setup: RegistrySetup, side: Side
+) -> None:
+    error = Unavailable("registry is away")
+    for promotion, _ in attempts(setup, begin_or_end_trial, side, error, steps=7):
+        check(setup, promotion)
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_crash_while_a_promotion_ends_a_trial_leaves_no_gap(
+    setup: RegistrySetup, side: Side
+) -> None:
+    begin_or_end_trial(setup.restarted())
+    for _, _ in attempts(setup, promote_other, side, Crash()):
+        recovered = setup.restarted()
+        check(setup, recovered)
+        if recovered.status().canary is None:
+            begin_or_end_trial(recovered)
 
 
 @pytest.mark.parametrize("side", ["before", "after"])

@@ -154,10 +154,12 @@ def test_a_bad_question_for_events_is_refused_by_name(
 
 def test_history_has_what_trials_and_the_guardrail_did_beside_the_moves(replica: Replica) -> None:
     """Newest first, and nothing of what has no version in its history."""
-    told = [EventKind.CANARY, EventKind.PRICE_CHANGE, EventKind.QUARANTINE]
+    breached = EventKind.GUARDRAIL_BREACH
+    told = [breached, EventKind.CANARY, EventKind.PRICE_CHANGE, EventKind.QUARANTINE]
     replica.metrics_actor.taken += [
         Event.now(kind, now=NOW, who="guardrail", why="worse", version=2) for kind in told
     ]
     answer = replica.call("GET", "/v1/versions/history").json()
-    assert [event["kind"] for event in answer["events"]] == ["quarantine", "canary"]
+    assert [event["kind"] for event in answer["events"]] == ["quarantine", breached]
     assert answer["events"][0]["who"] == "guardrail"
+    assert answer["trials"] == []

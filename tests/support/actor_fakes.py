@@ -165,6 +165,10 @@ class FakeRegistry:
             raise UnknownVersion(f"version {version} is not registered", field="version")
         return an_artifact()
 
+    async def trials(self) -> list[AliasMove]:
+        """No version was ever on trial."""
+        return []
+
     async def history(self) -> list[AliasMove]:
         """List the moves, newest first."""
         return self.moves[::-1]
