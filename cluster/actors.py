@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import ray
 
+from cluster.local_ray import NAMESPACE as NAMESPACE
 from cluster.places import places
 from cluster.settings import Settings
 from cluster.tenants import rulebook
@@ -20,7 +21,6 @@ from pipelines.trainer_actor import TrainerActor
 from pipelines.training import TrainingPlan
 from policies.encoder import describe_encoder
 
-NAMESPACE: Final = "barp"
 READY_TIMEOUT_S: Final = 120.0
 # Prometheus asks every 15 s or so.
 OBSERVE_EVERY_S: Final = 5.0
@@ -28,6 +28,8 @@ STOP_TIMEOUT_S: Final = 20.0
 # First to last: who is asked stands before who asks.
 STOPPABLE: Final = frozenset({"aggregator"})
 NAMES: Final = ("metrics", "aggregator", "publisher", "registry", "trainer")
+# Of these, whom replicas need to serve the champion that was published last.
+SERVING: Final = frozenset({"metrics", "aggregator", "publisher"})
 
 
 def start_actors(settings: Settings) -> None:
@@ -39,9 +41,24 @@ def start_actors(settings: Settings) -> None:
     Raises:
         RouterError: What an actor says it cannot start for.
     """
-    # All at once: importing MLflow and torch takes longest, and none needs another to start.
-    options = _placement(settings)
-    handles = [_start(name, *made, options[name]) for name, made in _classes(settings).items()]
+    await_actors(begin_actors(settings))
+
+
+def begin_actors(settings: Settings, names: Collection[str] = NAMES) -> list[Any]:
+    """Start actors that do not run yet; return their handles before they are ready.
+
+    All at once: importing MLflow takes longest, and none needs another to start.
+    """
+    options, classes = _placement(settings), _classes(settings)
+    return [_start(name, *classes[name], options[name]) for name in NAMES if name in names]
+
+
+def await_actors(handles: Sequence[Any]) -> None:
+    """Wait until each is ready.
+
+    Raises:
+        RouterError: What an actor says it cannot start for.
+    """
     for handle in handles:
         ray.get(handle.ready.remote(), timeout=READY_TIMEOUT_S)
 

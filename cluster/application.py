@@ -37,6 +37,11 @@ def build(args: dict[str, Any]) -> serve.Application:
     """
     settings = resolved(Settings.model_validate(args))
     start_actors(settings)
+    return compose(settings)
+
+
+def compose(settings: Settings) -> serve.Application:
+    """Compose the application alone; its replicas wait for the champion, and find the actors."""
     scaled_encoder = settings.encoder_placement == "deployment"
     return router_deployment(
         router_args(settings),

@@ -1,14 +1,13 @@
-"""Start and stop the service on this machine: Ray, the named actors, then the Serve application.
+"""Start and stop the service on this machine: Ray, then its parts, see `cluster.parts`.
 
-On a cluster that somebody else started (KubeRay, `serve deploy`) only `start_actors` is used, by
-`cluster.application.build`.
+On a cluster that somebody else started (KubeRay, `serve deploy`) nothing of this is used:
+`cluster.application.build` starts the actors there.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import socket
 import threading
@@ -19,13 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx
 import psutil
-from ray import serve
-from ray.exceptions import RayError
 
-from cluster.actors import start_actors, stop_actors
-from cluster.application import APP_NAME, build
 from cluster.client import SERVICE_FILE
 from cluster.encoder_build import LaunchError as LaunchError
 from cluster.encoder_build import ensure_encoder as ensure_encoder
@@ -34,24 +28,14 @@ from cluster.instance import instance
 from cluster.local_ray import local_ray as local_ray
 from cluster.local_ray import runs
 from cluster.places import places, resolved
-from cluster.settings import Ingress, Settings
-from cluster.signing import signing_secret
+from cluster.settings import Settings
 from policies.artifact import write_atomically
-from services.keys import read_keys, service_key
+from services.keys import read_keys
 
-READY_TIMEOUT_S: Final = 120.0
 WATCH_EVERY_S: Final = 0.5
 LOOPBACK_HOSTS: Final = frozenset({LOOPBACK, "localhost", "::1"})
-INGRESS_NAMES: Final = {"haproxy": "HAProxy", "python": "Serve's own proxy"}
 
 Progress = Callable[[str], None]
-
-
-class StartFailed(LaunchError):
-    """The service did not get ready; another try may do better."""
-
-    code = "start_failed"
-    exit_status = 4
 
 
 class ClusterDied(LaunchError):
@@ -117,13 +101,12 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
         with local_ray(
             host=settings.host, port=settings.port, ingress=ingress, folder=folder
         ) as core:
-            progress("actors: ledger, registry, publisher, trainer")
-            start_actors(settings)
-            progress(f"Serve: router replicas behind {INGRESS_NAMES[ingress]}")
+            # Here and not above: Ray's own processes start in the meantime.
+            from cluster.parts import start_parts, stop_parts
+
+            start_parts(settings, ingress, url, progress=progress)
+            _announce(settings, url)
             try:
-                _serve(settings, ingress)
-                wait_ready(url, api_key=service_key(signing_secret(settings)))
-                _announce(settings, url)
                 yield RunningService(
                     url=url, settings=settings, started_s=time.monotonic() - began, ray=core
                 )
@@ -131,9 +114,7 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
                 _forget(settings)
                 if all(map(runs, core)):
                     progress("stopping: replicas drain, then the ledger closes")
-                    # Waits until the replicas have handed over; the rest of Serve ends with Ray.
-                    serve.delete(APP_NAME)
-                    stop_actors()
+                    stop_parts()
 
 
 def refuse_open_address(settings: Settings) -> None:
@@ -202,41 +183,6 @@ def working_directory(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
-
-
-def _serve(settings: Settings, ingress: Ingress) -> None:
-    """Start Serve and the application; returns when its deployments run."""
-    # Behind HAProxy nobody but HAProxy needs to reach what Serve itself opens.
-    host = LOOPBACK if ingress == "haproxy" else settings.host
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": host, "port": settings.port},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
-        serve.run(build(settings.model_dump(mode="python")), name=APP_NAME, route_prefix="/")
-    except (RayError, RuntimeError) as error:
-        *_, last = str(error).strip().splitlines() or [type(error).__name__]
-        raise StartFailed(f"Ray Serve did not start: {last}") from error
-
-
-def wait_ready(url: str, *, api_key: str, timeout_s: float = READY_TIMEOUT_S) -> None:
-    """Ask /readyz until it says yes; raises StartFailed after `timeout_s` seconds."""
-    headers = {"authorization": f"Bearer {api_key}"}
-    deadline = time.monotonic() + timeout_s
-    last = "no answer"
-    while time.monotonic() < deadline:
-        try:
-            answer = httpx.get(f"{url}/readyz", headers=headers, timeout=5.0)
-        except httpx.TransportError as error:
-            last = repr(error)
-        else:
-            if answer.status_code == httpx.codes.OK:
-                return
-            last = answer.text[:300]
-        time.sleep(0.1)
-    raise StartFailed(f"not ready after {timeout_s:.0f} s: {last}")
 
 
 def _url_host(host: str) -> str:

@@ -13,12 +13,12 @@ from typing import Final
 import psutil
 import ray
 
-from cluster.actors import NAMESPACE
 from cluster.encoder_build import LaunchError
 from cluster.ingress import LOOPBACK, prepare_ingress
 from cluster.instance import PREFIX, end_processes
 from cluster.settings import Ingress
 
+NAMESPACE: Final = "barp"
 RAY_PROCESSES: Final = frozenset({"gcs_server", "raylet"})
 
 

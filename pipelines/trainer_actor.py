@@ -19,6 +19,7 @@ from pipelines.lineage import code_version
 from pipelines.remote import RemoteInteractions, RemoteRegistry
 from pipelines.trainer import Trainer
 from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
+from policies.gradient import GradientTask, TrainingState
 from policies.learners import LEARNERS, BarpDrLearner, BarpLearner, Learner, PosteriorLearner
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,14 @@ T = TypeVar("T")
 
 
 def _learners(kinds: Sequence[str], num_learners: int, learner_cpus: float) -> tuple[Learner, ...]:
-    """Make learners; RLlib is imported here, where it is needed, and not in every process."""
-    from pipelines.rllib import rllib_train
+    """Make learners, those by gradient with steps through RLlib."""
 
-    train = rllib_train(num_learners, learner_cpus=learner_cpus)
+    def train(state: TrainingState, task: GradientTask) -> TrainingState:
+        # Imported with the first training: that takes 3 s of CPU, which a start has no use for.
+        from pipelines.rllib import rllib_train
+
+        return rllib_train(num_learners, learner_cpus=learner_cpus)(state, task)
+
     learners: Mapping[str, Learner] = {
         "posterior": PosteriorLearner(),
         "barp-dr": BarpDrLearner(train=train),
