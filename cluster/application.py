@@ -72,6 +72,7 @@ def router_args(settings: Settings) -> RouterArgs:
         record_buffer=settings.record_buffer,
         record_flush_ms=settings.record_flush_ms,
         record_when_full=settings.record_when_full,
+        spool_dir=place.spool_dir,
     )
 
 

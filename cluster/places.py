@@ -25,6 +25,7 @@ class Places:
         secret_file: The key that signs decision ids.
         keys_file: Digests of the API keys.
         events_dir: Folder of the event log.
+        spool_dir: Folder of each node for decisions that are not recorded yet.
     """
 
     state_dir: Path
@@ -37,6 +38,7 @@ class Places:
     secret_file: Path
     keys_file: Path
     events_dir: Path
+    spool_dir: Path
 
 
 def places(settings: Settings) -> Places:
@@ -54,6 +56,7 @@ def places(settings: Settings) -> Places:
         secret_file=state_dir / "secret.key",
         keys_file=(settings.keys_file or state_dir / "keys.json").expanduser().resolve(),
         events_dir=state_dir / "events",
+        spool_dir=(settings.spool_dir or state_dir / "spool").expanduser().resolve(),
     )
 
 
@@ -69,6 +72,7 @@ def resolved(settings: Settings) -> Settings:
             "artifact_dir": place.artifact_dir,
             "encoder_dir": place.encoder_dir,
             "keys_file": place.keys_file,
+            "spool_dir": place.spool_dir,
             "tenants_file": settings.tenants_file and settings.tenants_file.expanduser().resolve(),
         }
     )

@@ -139,6 +139,12 @@ class Settings(BaseSettings):
         description="With a full buffer: answer and drop the record (counted), or make it wait.",
     )
 
+    spool_dir: Path | None = Field(
+        default=None,
+        description="Folder on each node's own disk for decisions that are not recorded yet; "
+        "default is `spool` in state_dir.",
+    )
+
     ledger_url: str | None = Field(
         default=None,
         description="SQLAlchemy URL of the ledger; default is SQLite in state_dir. "

@@ -31,6 +31,7 @@ from services.recorder import Recorder
 from services.router import Router, RouterArgs
 from services.scaling import IN_FLIGHT, at_most_double
 from services.shortcut import mount
+from services.spool import Spool
 
 # How often load is reported: at Serve's default of 10 s no replica is added within 10 s.
 METRICS_INTERVAL_S: Final = 0.5
@@ -152,6 +153,7 @@ class RouterDeployment:
             capacity=args.record_buffer,
             when_full=args.record_when_full,
             metrics=metrics,
+            spool=_spool(args, replica_id, metrics),
         )
         door = Door(
             secret=args.secret,
@@ -189,6 +191,13 @@ class RouterDeployment:
         await self._champion.stop()
         await self._recorder.drain(timeout_s=DRAIN_S)
         await self._pusher.stop()
+
+
+def _spool(args: RouterArgs, replica_id: str, metrics: ReplicaMetrics) -> Spool | None:
+    """Return where decisions are kept until they are recorded."""
+    if args.spool_dir is None:
+        return None
+    return Spool(args.spool_dir, owner=replica_id, failed=metrics.spool_failures.inc)
 
 
 async def _encoder(args: RouterArgs, remote: DeploymentHandle[Any] | None) -> Encoder:

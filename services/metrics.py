@@ -80,6 +80,16 @@ class ReplicaMetrics:
             "Decisions not recorded: buffer full, or refused by the ledger",
             registry=registry,
         )
+        self.taken_over = Counter(
+            "barp_decisions_taken_over",
+            "Decisions recorded for a replica that was killed, some of them once more",
+            registry=registry,
+        )
+        self.spool_failures = Counter(
+            "barp_spool_failures",
+            "Times that decisions could not be written to disk before they were recorded",
+            registry=registry,
+        )
         self.flush_failures = Counter(
             "barp_flush_failures", "Hand-overs to the ledger to be repeated", registry=registry
         )

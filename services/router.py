@@ -41,6 +41,8 @@ class RouterArgs:
         record_buffer: Decisions held at most while the ledger is away.
         record_flush_ms: Longest a decision waits in the replica, milliseconds.
         record_when_full: With a full buffer, drop the record or make the request wait.
+        spool_dir: Folder on the node's own disk that keeps decisions until they are recorded; None
+            keeps them in memory alone.
         start_timeout_s: How long a new replica waits for its first champion, seconds.
     """
 
@@ -62,6 +64,7 @@ class RouterArgs:
     record_buffer: int = 20_000
     record_flush_ms: float = 50.0
     record_when_full: Literal["drop", "wait"] = "wait"
+    spool_dir: Path | None = None
     start_timeout_s: float = 60.0
 
 
