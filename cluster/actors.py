@@ -28,8 +28,8 @@ STOP_TIMEOUT_S: Final = 20.0
 # First to last: who is asked stands before who asks.
 STOPPABLE: Final = frozenset({"aggregator"})
 NAMES: Final = ("metrics", "aggregator", "publisher", "registry", "trainer")
-# Of these, whom replicas need to serve the champion that was published last.
-SERVING: Final = frozenset({"metrics", "aggregator", "publisher"})
+# Of these, whom replicas do without while they serve the champion that was published last.
+LEARNING: Final = frozenset({"registry", "trainer"})
 
 
 def start_actors(settings: Settings) -> None:
@@ -44,13 +44,17 @@ def start_actors(settings: Settings) -> None:
     await_actors(begin_actors(settings))
 
 
-def begin_actors(settings: Settings, names: Collection[str] = NAMES) -> list[Any]:
-    """Start actors that do not run yet; return their handles before they are ready.
+def begin_actors(settings: Settings, *, but: Collection[str] = ()) -> list[Any]:
+    """Start actors that do not run yet, `but` some; return their handles before they are ready.
 
     All at once: importing MLflow takes longest, and none needs another to start.
     """
-    options, classes = _placement(settings), _classes(settings)
-    return [_start(name, *classes[name], options[name]) for name in NAMES if name in names]
+    options = _placement(settings)
+    return [
+        _start(name, *made, options[name])
+        for name, made in _classes(settings).items()
+        if name not in but
+    ]
 
 
 def await_actors(handles: Sequence[Any]) -> None:

@@ -16,7 +16,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.api import RunTarget
 
-from cluster.actors import NAMES, SERVING, await_actors, begin_actors, stop_actors
+from cluster.actors import LEARNING, await_actors, begin_actors, stop_actors
 from cluster.application import APP_NAME, compose
 from cluster.encoder_build import LaunchError
 from cluster.ingress import LOOPBACK
@@ -63,7 +63,7 @@ def start_parts(
     api_key = service_key(signing_secret(settings))
     head_start = _has_champion(settings)
     progress("actors: ledger, registry, publisher, trainer")
-    first = begin_actors(settings, SERVING if head_start else NAMES)
+    first = begin_actors(settings, but=LEARNING if head_start else ())
     progress(f"Serve: router replicas behind {INGRESS_NAMES[ingress]}")
     _deploy(settings, ingress)
     await_actors(first)
