@@ -23,6 +23,7 @@ from cluster.keys import keys
 from cluster.ledgers import ledger
 from cluster.nodes import cluster
 from cluster.options import default_text, load_settings, with_settings
+from cluster.preview import show_preview
 from cluster.settings import Settings
 from cluster.supervisor import Supervisor
 from pipelines.replay_plan import Stream
@@ -44,6 +45,7 @@ app.add_typer(ledger, name="ledger")
 app.command("status")(operate.status)
 app.command("explain")(operate.explain)
 app.command("events")(show_events)
+app.command("preview")(show_preview)
 
 logger = logging.getLogger(__name__)
 

@@ -72,6 +72,7 @@ class Api:
         self._hot: dict[tuple[str, str], Handler] = {
             ("POST", "/v1/route"): self.route,
             ("POST", "/v1/route/batch"): self.route_batch,
+            ("POST", "/v1/route/preview"): self.preview,
             ("POST", "/v1/feedback"): self.feedback,
             ("GET", "/healthz"): self.healthz,
         }
@@ -126,6 +127,12 @@ class Api:
         routed = await self._router.decide(requests)
         self._metrics.decided([one.decision for one in routed])
         return Reply(to_json({"results": [route_out(one) for one in routed]}))
+
+    async def preview(self, body: bytes, scope: Scope) -> Reply:
+        """Say how likely each model would be, and what is expected of it; nothing is decided."""
+        asked = _validated(RouteIn, body)
+        tenant = caller_of(scope).acts_for(asked.tenant)
+        return Reply(to_json(await self._router.preview(asked.to_request(tenant=tenant))))
 
     async def feedback(self, body: bytes, scope: Scope) -> Reply:
         """Report what came back for one decision, or for each of a list, a text or a stream."""

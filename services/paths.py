@@ -17,6 +17,7 @@ from starlette.types import Scope
 from policies.errors import NotFound, RouterError
 from services.bulk import ARROW_STREAM
 from services.operations import Operations
+from services.preview import PreviewOut
 from services.refusals import MalformedJson, MethodNotAllowed, from_complaint, refusal
 from services.replies import Reply
 from services.wire import (
@@ -47,6 +48,9 @@ class HotHandlers(Protocol):
 
     async def route_batch(self, body: bytes, scope: Scope) -> Reply:
         """Choose a model for each of several prompts."""
+
+    async def preview(self, body: bytes, scope: Scope) -> Reply:
+        """Say how likely each model would be, and what is expected of it; nothing is decided."""
 
     async def feedback(self, body: bytes, scope: Scope) -> Reply:
         """Report what came back."""
@@ -89,6 +93,13 @@ def _hot_routes(hot: HotHandlers) -> APIRouter:
         methods=["POST"],
         response_model=RouteBatchOut,
         openapi_extra=_body("RouteBatchIn", or_list_of="RouteIn"),
+    )
+    routes.add_api_route(
+        "/v1/route/preview",
+        _endpoint(hot.preview),
+        methods=["POST"],
+        response_model=PreviewOut,
+        openapi_extra=_body("RouteIn"),
     )
     routes.add_api_route(
         "/v1/feedback",

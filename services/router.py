@@ -18,6 +18,7 @@ from services.decider import Decider, Offer, Routed, RouteRequest
 from services.decision_ids import DecisionIds
 from services.encoders import Encoder
 from services.gathering import Gathering
+from services.preview import PreviewOut, preview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +149,19 @@ class Router:
             with in_batch(index, size=len(requests)):
                 readable.append(self._readable(request))
         return await self._decide(readable) if readable else []
+
+    async def preview(self, request: RouteRequest) -> PreviewOut:
+        """Say what would be decided; raises as `route` does."""
+        request = self._readable(request)
+        [context] = await self._encoder.encode([request.prompt])
+        champion = self._champion.current
+        return preview(
+            champion,
+            self._decider.offer(champion, request),
+            request.preference or self._args.default_preference,
+            context,
+            prompt_characters=len(request.prompt),
+        )
 
     async def _decide(self, requests: Sequence[RouteRequest]) -> list[Routed]:
         """Decide on a batch; raises what is wrong with its first bad request."""

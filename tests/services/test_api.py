@@ -347,6 +347,7 @@ json_values = st.recursive(
 PATHS = [
     ("POST", "/v1/route"),
     ("POST", "/v1/route/batch"),
+    ("POST", "/v1/route/preview"),
     ("POST", "/v1/feedback"),
     ("PUT", "/v1/models/x"),
     ("PATCH", "/v1/models/cheap"),

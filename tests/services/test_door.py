@@ -59,6 +59,7 @@ def guarded(tmp_path: Path) -> Guarded:
 CALLS = [
     ("POST", "/v1/route", {"prompt": "x"}, {"route"}),
     ("POST", "/v1/route/batch", [{"prompt": "x"}], {"route"}),
+    ("POST", "/v1/route/preview", {"prompt": "x"}, {"route"}),
     ("POST", "/v1/feedback", [], {"feedback"}),
     ("GET", "/v1/decisions/x", None, {"route", "feedback", "observe", "operate"}),
     ("GET", "/v1/models", None, {"route", "feedback", "observe", "operate"}),

@@ -50,6 +50,7 @@ BODIES = (b'{"prompt": "x"}', b'[{"decision_id": "x", "quality": 1}]', b'{"usd_p
 CALLS = (
     ("POST", "/v1/route"),
     ("POST", "/v1/route/batch"),
+    ("POST", "/v1/route/preview"),
     ("POST", "/v1/feedback"),
     ("PUT", "/v1/models/x"),
     ("POST", "/v1/versions/rollback"),
