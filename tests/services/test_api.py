@@ -282,6 +282,7 @@ def test_every_path_is_described_and_the_page_needs_no_network(replica: Replica)
     assert {
         "/v1/route",
         "/v1/route/batch",
+        "/v1/route/preview",
         "/v1/feedback",
         "/v1/models",
         "/v1/models/{name}",
