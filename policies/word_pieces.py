@@ -8,7 +8,7 @@ at its blanks, and only the parts that are not plain go to the tokenizer, to be 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class WordPieces:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._pieces = lru_cache(maxsize=WORDS_KEPT)(self._ids)
+        self._pieces = _Memory(tokenizer)
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens not added."""
@@ -43,18 +42,28 @@ class WordPieces:
             return self._plain(text)
         ids = list[int]()
         for part in _PARTS.findall(text):
-            ids += self._plain(part) if _PLAIN.fullmatch(part) else self._remembered(part)
+            ids += self._plain(part) if _PLAIN.fullmatch(part) else self._pieces[part]
         return ids
 
     def _plain(self, text: str) -> list[int]:
-        pieces, ids = self._remembered, list[int]()
-        for word in _WORDS.findall(text.lower()):
-            ids += pieces(word)
+        # No step of Python's own a word: a prompt has tens of them.
+        words = _WORDS.findall(text.lower())
+        return list(chain.from_iterable(map(self._pieces.__getitem__, words)))
+
+
+class _Memory(dict[str, list[int]]):
+    """The token ids of words; one that is missing is asked for, and kept."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+
+    def __missing__(self, word: str) -> list[int]:
+        """Ask the tokenizer."""
+        ids = list(self._tokenizer.encode(word, add_special_tokens=False).ids)
+        if len(word) <= LONGEST_KEPT:
+            if len(self) >= WORDS_KEPT:
+                # Full once in a long time; what is common is back after a few prompts.
+                self.clear()
+            self[word] = ids
         return ids
-
-    def _remembered(self, word: str) -> list[int]:
-        return self._pieces(word) if len(word) <= LONGEST_KEPT else self._ids(word)
-
-    def _ids(self, text: str) -> list[int]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return list(encoding.ids)

@@ -32,12 +32,12 @@ class DecisionIds:
         for key in (secret, *retired):
             if len(key) < HASH_BYTES:
                 raise ValueError(f"the signing secret needs {HASH_BYTES} bytes, it has {len(key)}")
-        self._secret, self._retired = secret, tuple(retired)
+        self._key, self._retired = _keyed(secret), tuple(map(_keyed, retired))
 
     def issue(self, tenant: str) -> str:
         """Make a new id for a tenant; ids sort by the time they were made."""
         name = str(uuid_utils.uuid7())
-        return f"{name}.{_tag(self._secret, name, tenant)}"
+        return f"{name}.{_tag(self._key, name, tenant)}"
 
     def verify(self, decision_id: str, tenant: str) -> None:
         """Accept what `issue` made for this tenant.
@@ -46,7 +46,7 @@ class DecisionIds:
             UnknownDecision: The id is forged, damaged, or another tenant's.
         """
         name, _, tag = decision_id.partition(".")
-        signed = (_tag(key, name, tenant).encode() for key in (self._secret, *self._retired))
+        signed = (_tag(key, name, tenant).encode() for key in (self._key, *self._retired))
         if not any(hmac.compare_digest(one, _utf8(tag)) for one in signed):
             raise UnknownDecision(
                 "decision_id was not issued here for this tenant",
@@ -57,7 +57,7 @@ class DecisionIds:
 
     def prompt_hash(self, prompt: str) -> str:
         """Hash a prompt, salted with the secret: equal prompts agree, nobody else can test one."""
-        digest = hmac.digest(self._secret, _PROMPT_DOMAIN + _utf8(prompt), "sha256")
+        digest = _digest(self._key, _PROMPT_DOMAIN + _utf8(prompt))
         return digest[:HASH_BYTES].hex()
 
     def canary_draw(self, unit: str, *, tenant: str, canary_version: int) -> float:
@@ -73,16 +73,28 @@ class DecisionIds:
         """
         name = _utf8(tenant)
         message = b"%s%d\x00%d\x00%s" % (_CANARY_DOMAIN, canary_version, len(name), name)
-        digest = hmac.digest(self._secret, message + _utf8(unit), "sha256")
+        digest = _digest(self._key, message + _utf8(unit))
         # 53 bits: what a float holds exactly, so that the number stays below one.
         return (int.from_bytes(digest[:8], "big") >> 11) / 2.0**53
 
 
-def _tag(secret: bytes, name: str, tenant: str) -> str:
+def _keyed(secret: bytes) -> hmac.HMAC:
+    """Take up a key once: to copy what comes of it takes half the time of `hmac.digest`."""
+    return hmac.new(secret, digestmod="sha256")
+
+
+def _digest(key: hmac.HMAC, message: bytes) -> bytes:
+    """Sign a message."""
+    signing = key.copy()
+    signing.update(message)
+    return signing.digest()
+
+
+def _tag(key: hmac.HMAC, name: str, tenant: str) -> str:
     """Sign name and tenant; the length keeps the two from running into each other."""
     signed = _utf8(name)
     message = _ID_DOMAIN + len(signed).to_bytes(4, "big") + signed + _utf8(tenant)
-    digest = hmac.digest(secret, message, "sha256")
+    digest = _digest(key, message)
     return base64.urlsafe_b64encode(digest[:TAG_BYTES]).decode()
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from experiences import TAU_USD, a_spec, prices_of, routed, some_arms
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from policies.arms import Arm
@@ -15,6 +17,7 @@ from policies.artifact import PolicyArtifact, digest
 from policies.draws import arm_draws
 from policies.learning import LearnerSpec
 from policies.posterior import (
+    ROWS_AT_ONCE,
     PosteriorPolicy,
     PosteriorSettings,
     explored_shares,
@@ -152,9 +155,30 @@ def test_a_batch_is_assessed_as_its_requests_one_by_one(trained: PolicyArtifact)
 
 
 def test_win_shares_count_the_draws_that_an_arm_is_best_in() -> None:
-    draws = np.array([[0.0, 0.0], [1.0, -1.0], [-1.0, 1.0], [-3.0, 3.0]])
+    draws = np.array([[0.0, 1.0, -1.0, -3.0], [0.0, -1.0, 1.0, 3.0]])
     worth, deviation = np.array([[0.5, 0.0], [0.0, 0.0]]), np.array([[0.1, 0.1], [1.0, 1.0]])
     np.testing.assert_allclose(win_shares(worth, deviation, draws), [[0.75, 0.25], [0.5, 0.5]])
+
+
+@given(
+    n=st.sampled_from([1, 2, ROWS_AT_ONCE - 1, ROWS_AT_ONCE, ROWS_AT_ONCE + 1, 100]),
+    m=st.integers(1, 5),
+    num_draws=st.integers(1, 30),
+    levels=st.sampled_from([2, 3, 1_000_000]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_of_equals_the_first_arm_wins_a_draw(
+    n: int, m: int, num_draws: int, levels: int, seed: int
+) -> None:
+    """Few levels make equals; deviations are zero for arms that are known for sure."""
+    rng = np.random.default_rng(seed)
+    worth, deviation = rng.integers(0, levels, (2, n, m)).astype(float)
+    draws = rng.integers(-levels, levels, (m, num_draws)).astype(float)
+    wanted = np.zeros((n, m))
+    for row in range(n):
+        for draw in range(num_draws):
+            wanted[row, np.argmax(worth[row] + deviation[row] * draws[:, draw])] += 1.0
+    np.testing.assert_array_equal(win_shares(worth, deviation, draws), wanted / num_draws)
 
 
 def test_the_sweep_fades_and_an_operator_can_forbid_it() -> None:

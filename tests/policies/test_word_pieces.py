@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from policies import word_pieces
 from policies.word_pieces import WordPieces
 
 
@@ -64,3 +65,16 @@ def test_any_text_gives_the_tokenizers_ids(text: str) -> None:
 )
 def test_corners(text: str) -> None:
     assert short_cut()(text) == reference(text)
+
+
+def test_a_full_memory_forgets_and_still_gives_the_tokenizers_ids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(word_pieces, "WORDS_KEPT", 7)
+    pieces = WordPieces(tokenizer())
+    for turn in range(2):
+        for number in range(30):
+            text = f"word{number} and {'x' * (60 + number)} again {turn}"
+            assert pieces.ids(text) == reference(text)
+            assert len(pieces._pieces) <= 7
+            assert max(map(len, pieces._pieces)) <= word_pieces.LONGEST_KEPT
