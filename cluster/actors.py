@@ -130,7 +130,7 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
             AggregatorActor,
             {
                 "ledger_url": place.ledger_url,
-                "dataset_dir": str(place.dataset_dir),
+                "dataset_dir": place.dataset_dir,
                 "rules": rulebook(settings),
                 "orphan_after_s": settings.orphan_after_s,
                 "export_every_s": settings.export_every_s,

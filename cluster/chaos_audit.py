@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import create_engine, select
 
@@ -48,7 +47,7 @@ class Audit:
     decisions_lost: int
 
 
-def read_kept(ledger_url: str, dataset_dir: Path) -> Kept:
+def read_kept(ledger_url: str, dataset_dir: str) -> Kept:
     """Read ledger and dataset of a service that has stopped."""
     engine = create_engine(ledger_url)
     with engine.connect() as connection:

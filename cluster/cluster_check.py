@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cluster.doctor import Check
 from cluster.places import Places, places
 from cluster.settings import Settings
+from pipelines.conditional_objects import ConditionalObject
 from pipelines.schema import is_durable, open_engine
 from policies.encoder import describe_encoder
 from policies.errors import RouterError
@@ -72,6 +73,7 @@ def check_cluster(settings: Settings, *, nodes: int, probe: Probe | None = None)
         _database("ledger", place.ledger_url, "BARP_LEDGER_URL", several, durable=True),
         _database("registry", place.registry_url, "BARP_REGISTRY_URL", several),
         _writable("artifacts", place.artifact_dir),
+        _dataset(place, several, asked=probe is not None),
         _secret("signing secret", settings.signing_secret, "BARP_SIGNING_SECRET", several),
         _caller_keys(settings, place, several),
     ]
@@ -189,6 +191,43 @@ def _writable(name: str, place: str) -> Check:
     except OSError as error:
         return Check(name, f"{place}: {str(error)[:200]}", "can be written", False)
     return Check(name, place, "can be written", ok)
+
+
+def _dataset(place: Places, several: bool, *, asked: bool) -> Check:
+    """Where matured interactions go; an object store must keep two writers apart."""
+    found, name = place.dataset_dir, "dataset"
+    if is_remote(found):
+        needed = "a store that replaces an object only where it is the one that was read"
+        try:
+            kept_apart = _replaces_on_condition(f"{found}/check")
+        except RouterError as error:
+            return Check(name, f"{found}: {str(error)[:200]}", needed, False)
+        said = found if kept_apart else f"{found}, a store that overwrites whatever is there"
+        return Check(name, said, needed, kept_apart)
+    needed = "an object store, or in the folder that all mount: set BARP_DATASET_DIR to s3://..."
+    if not several:
+        return Check(name, found, needed, True)
+    # Then what the nodes say of storage holds for it, too.
+    in_storage = not is_remote(place.publish_dir) and Path(found).is_relative_to(
+        Path(place.publish_dir).parent
+    )
+    if not (asked and in_storage):
+        return Check(name, f"{found}, a folder", needed, False)
+    said = f"{found}, a folder: nothing there keeps a writer that comes back from overwriting"
+    return Check(name, said, needed, True, look=True)
+
+
+def _replaces_on_condition(url: str) -> bool:
+    """Try whether a store obeys the conditions that keep two writers apart."""
+    probe = ConditionalObject(f"{url}/{secrets.token_hex(8)}")
+    try:
+        first = probe.replace(b"1", etag=None)
+        again = probe.replace(b"2", etag=None)
+        second = first and probe.replace(b"3", etag=first)
+        stale = first and probe.replace(b"4", etag=first)
+        return bool(first and second) and again is None and stale is None
+    finally:
+        probe.remove()
 
 
 def _secret(name: str, value: object | None, setting: str, several: bool) -> Check:

@@ -16,10 +16,10 @@ class Places:
     Attributes:
         state_dir: The folder of this service.
         ledger_url: SQLAlchemy URL of the ledger.
-        dataset_dir: Folder of the Parquet dataset of interactions.
+        dataset_dir: The Parquet dataset of interactions; like the next three places an absolute
+            path, or a URL in an object store.
         registry_url: MLflow tracking and registry URI.
-        artifact_dir: Where MLflow keeps the versions' files; like the next two an absolute path,
-            or a URL in an object store.
+        artifact_dir: Where MLflow keeps the versions' files.
         publish_dir: Where the publisher leaves the champion and its pointer.
         encoder_dir: The exported encoder.
         secret_file: The key that signs decision ids.
@@ -30,7 +30,7 @@ class Places:
 
     state_dir: Path
     ledger_url: str
-    dataset_dir: Path
+    dataset_dir: str
     registry_url: str
     artifact_dir: str
     publish_dir: str
@@ -48,7 +48,7 @@ def places(settings: Settings) -> Places:
     return Places(
         state_dir=state_dir,
         ledger_url=settings.ledger_url or f"sqlite:///{state_dir / 'ledger.db'}",
-        dataset_dir=state_dir / "interactions",
+        dataset_dir=_absolute(settings.dataset_dir or f"{storage}/interactions"),
         registry_url=settings.registry_url or f"sqlite:///{state_dir / 'mlflow.db'}",
         artifact_dir=_absolute(settings.artifact_dir or f"{storage}/artifacts"),
         publish_dir=f"{storage}/published",
@@ -69,6 +69,7 @@ def resolved(settings: Settings) -> Settings:
             "storage_url": settings.storage_url and _absolute(settings.storage_url),
             "ledger_url": place.ledger_url,
             "registry_url": place.registry_url,
+            "dataset_dir": place.dataset_dir,
             "artifact_dir": place.artifact_dir,
             "encoder_dir": place.encoder_dir,
             "keys_file": place.keys_file,

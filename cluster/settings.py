@@ -297,7 +297,12 @@ class Settings(BaseSettings):
     storage_url: str | None = Field(
         default=None,
         description="Folder or s3:// URL that every node reads and writes: the champion as "
-        "published, the versions' artifacts, the encoder. Default is state_dir.",
+        "published, the versions' artifacts, the dataset, the encoder. Default is state_dir.",
+    )
+    dataset_dir: str | None = Field(
+        default=None,
+        description="Folder or s3:// URL of the Parquet dataset that matured interactions go to; "
+        "default `interactions` in storage_url.",
     )
     artifact_dir: str | None = Field(
         default=None,
@@ -326,7 +331,7 @@ class Settings(BaseSettings):
             raise ValueError("must be `drop` or a quality from 0 to 1")
         return text
 
-    @field_validator("storage_url", "artifact_dir", "encoder_dir")
+    @field_validator("storage_url", "dataset_dir", "artifact_dir", "encoder_dir")
     @classmethod
     def _folder_or_object_store(cls, value: str | None) -> str | None:
         """Refuse a URL that nothing here can read; raises ValueError."""

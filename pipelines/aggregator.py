@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -322,7 +321,7 @@ class AggregatorActor:
         )
         self._aggregator = Aggregator(
             ledger,
-            InteractionDataset(Path(dataset_dir)),
+            InteractionDataset(dataset_dir),
             announce=partial(call, publisher, "publish_prices"),
             events=EventOutbox(),
             export_every_s=export_every_s,

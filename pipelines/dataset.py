@@ -3,8 +3,9 @@
     import pyarrow.dataset
     pyarrow.dataset.dataset("interactions").to_table()
 
-Each part is named for the sequence numbers in it, so the folder itself says how far the export
-has come: there is no cursor and no manifest beside it that could disagree.
+It is on a disk or in an object store (`pipelines.disk_parts`, `pipelines.object_parts`). Each part
+is named for the sequence numbers in it, so what counts says how far the export has come: there is
+no cursor beside it that could disagree.
 """
 
 from __future__ import annotations
@@ -19,17 +20,16 @@ from pipelines.dataset_parts import (
     MERGE_PARTS,
     DamagedDataset,
     Part,
+    PartStore,
     find_in_part,
-    flush_folder,
-    list_parts,
     merge_parts,
     mergeable,
     read_part,
-    remove_halves,
-    remove_parts,
-    write_part,
 )
+from pipelines.disk_parts import DiskParts
+from pipelines.object_parts import ObjectParts
 from policies.interaction import INTERACTION_SCHEMA
+from policies.storage import LOCAL, is_remote
 
 __all__ = ["DamagedDataset", "InteractionDataset", "Part", "export"]
 
@@ -45,11 +45,15 @@ class InteractionDataset:
     """A folder of parts with one writer and any number of readers.
 
     Args:
-        folder: Created with the first part.
+        place: Path, file:// or s3:// URL; created with the first part.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, place: Path | str) -> None:
+        self._store: PartStore = (
+            ObjectParts(str(place))
+            if is_remote(place)
+            else DiskParts(Path(str(place).removeprefix(LOCAL)))
+        )
         self._last_seq: int | None = None
 
     def parts(self) -> list[Part]:
@@ -58,7 +62,7 @@ class InteractionDataset:
         Raises:
             DamagedDataset: One is missing between two others, or two overlap.
         """
-        return list_parts(self._folder)[0]
+        return self._store.parts()
 
     def last_seq(self) -> int:
         """Return the highest sequence number exported, 0 where there is none."""
@@ -85,10 +89,9 @@ class InteractionDataset:
                 value=first,
                 allowed=str(self.last_seq() + 1),
             )
-        if not self._folder.exists():
-            self._folder.mkdir(parents=True)
-            flush_folder(self._folder.parent)
-        write_part(Part.within(self._folder, first, last), iter([rows]))
+        # Where it fails nobody knows how far the dataset goes: it is asked again.
+        self._last_seq = None
+        self._store.add(first, last, iter([rows]))
         self._last_seq = last
 
     def read(self, after_seq: int = 0, up_to: int | None = None) -> pa.Table:
@@ -101,7 +104,7 @@ class InteractionDataset:
         Raises:
             DamagedDataset: A part is missing or cannot be read.
         """
-        return self._with_parts(lambda parts: _read(parts, after_seq, up_to))
+        return self._with_parts(lambda parts: _read(self._store, parts, after_seq, up_to))
 
     def find(self, decision_id: str) -> pa.Table:
         """Read the latest interaction of a decision, schema INTERACTION_SCHEMA; a row or none.
@@ -109,7 +112,7 @@ class InteractionDataset:
         Raises:
             DamagedDataset: A part is missing or cannot be read.
         """
-        return self._with_parts(lambda parts: _find(parts, decision_id))
+        return self._with_parts(lambda parts: _find(self._store, parts, decision_id))
 
     def merge(self, *, parts_to_merge: int = MERGE_PARTS) -> int:
         """Make one part of several small ones, where there are any; return how many they were.
@@ -122,12 +125,10 @@ class InteractionDataset:
         Raises:
             DamagedDataset: A part is missing or cannot be read.
         """
-        parts, merged = list_parts(self._folder)
-        remove_parts(merged)
-        remove_halves(self._folder)
-        run = mergeable(parts, merge_parts=parts_to_merge)
+        self._store.sweep()
+        run = mergeable(self.parts(), merge_parts=parts_to_merge)
         if run:
-            merge_parts(run)
+            merge_parts(self._store, run)
         return len(run)
 
     def _with_parts(self, read: Callable[[list[Part]], T]) -> T:
@@ -138,10 +139,11 @@ class InteractionDataset:
                 found = read(parts)
             except FileNotFoundError:
                 continue
-            # A folder is not listed in one moment: what was being merged may lack in the list.
-            if self.parts()[: len(parts)] == parts:
+            if self._store.still(parts):
                 return found
-        raise DamagedDataset("its parts do not stay the same", field="interactions")
+        raise DamagedDataset(
+            "its parts change all the time, or one of them is missing", field="interactions"
+        )
 
 
 def export(
@@ -171,18 +173,18 @@ def export(
         copied += len(rows)
 
 
-def _read(parts: list[Part], after_seq: int, up_to: int | None) -> pa.Table:
+def _read(store: PartStore, parts: list[Part], after_seq: int, up_to: int | None) -> pa.Table:
     """Read a range of sequence numbers from those parts that it overlaps."""
     last = parts[-1].last if up_to is None and parts else up_to or 0
     wanted = [part for part in parts if part.last > after_seq and part.first <= last]
-    tables = [read_part(part, after_seq=after_seq, up_to=last) for part in wanted]
+    tables = [read_part(store, part, after_seq=after_seq, up_to=last) for part in wanted]
     return pa.concat_tables([INTERACTION_SCHEMA.empty_table(), *tables])
 
 
-def _find(parts: list[Part], decision_id: str) -> pa.Table:
+def _find(store: PartStore, parts: list[Part], decision_id: str) -> pa.Table:
     """Read a decision's latest interaction: from the back, for that is where it is."""
     for part in reversed(parts):
-        rows = find_in_part(part, decision_id)
+        rows = find_in_part(store, part, decision_id)
         if len(rows):
             return rows.sort_by("seq").slice(len(rows) - 1)
     return INTERACTION_SCHEMA.empty_table()

@@ -1,30 +1,27 @@
-"""The files of the dataset: their names, what is read of them, and how several become one.
+"""The parts of the dataset: their names, what is read of them, and how several become one.
 
-A part's name says which sequence numbers are in it, so the names are the manifest: a part within
-the range of another one is what that was merged from, and no longer counts.
+A part's name says which sequence numbers are in it. Where parts are kept, and what makes one
+count, is `pipelines.disk_parts` and `pipelines.object_parts`.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pd
 import pyarrow.parquet as pq
 
 from policies.errors import RouterError
 from policies.interaction import INTERACTION_SCHEMA, of_this_release
 
-_NAME: Final = re.compile(r"part-(\d{19})-(\d{19})\.parquet")
+_NAME: Final = re.compile(r"part-(\d{19})-(\d{19})(-[0-9a-f]+)?\.parquet")
 
 # Some 10 MB with contexts of 384 numbers: what a page of rows has to read at least.
 GROUP_ROWS: Final = 5_000
@@ -47,40 +44,81 @@ class Part:
     """One file of the dataset.
 
     Attributes:
-        path: Where it is.
+        name: What it is called, in the folder of the dataset.
         first: The lowest sequence number in it.
         last: The highest; every number between the two is in it.
+        sha256: Digest of the file, hexadecimal; None where none was written down.
     """
 
-    path: Path
+    name: str
     first: int
     last: int
-
-    @classmethod
-    def within(cls, folder: Path, first: int, last: int) -> Part:
-        """Name the part of a folder that holds these sequence numbers."""
-        path = folder / f"part-{first:019d}-{last:019d}.parquet"
-        return cls(path=path, first=first, last=last)
+    sha256: str | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return self.last - self.first + 1
 
 
-def remove_halves(folder: Path) -> None:
-    """Delete parts that a process which died did not finish; nobody may be writing one."""
-    for path in folder.glob(".part-*.tmp"):
-        path.unlink(missing_ok=True)
+class PartStore(Protocol):
+    """Where parts are kept; one writer, any number of readers.
+
+    A store that does not answer is Unavailable, or OSError where it is a disk.
+    """
+
+    def parts(self) -> list[Part]:
+        """List what counts, in sequence order; raises DamagedDataset where that has a hole."""
+
+    def still(self, parts: list[Part]) -> bool:
+        """Tell whether a list read a moment ago was true, and not read amid a change."""
+
+    def open(self, part: Part, *, whole: bool) -> AbstractContextManager[BinaryIO]:
+        """Open a part; one that is going to be read whole is held against its digest.
+
+        Raises:
+            FileNotFoundError: It is gone.
+            DamagedDataset: It is not what was written.
+        """
+
+    def add(self, first: int, last: int, tables: Iterator[pa.Table]) -> None:
+        """Add a part; it counts whole or not at all, and then stays, whatever power does."""
+
+    def replace(self, run: Sequence[Part], tables: Iterator[pa.Table]) -> None:
+        """Let one part count instead of several that follow one another.
+
+        It is read back before the old ones go.
+        """
+
+    def sweep(self) -> None:
+        """Remove what does not count and never will; nobody may be adding just now."""
+
+    def trouble(self, part: Part, error: Exception) -> RouterError:
+        """Say what it means that a part cannot be read: damage, or a store that is away."""
 
 
-def list_parts(folder: Path) -> tuple[list[Part], list[Part]]:
-    """List the parts of a folder in sequence order, and those that were merged into one of them.
+def part_name(first: int, last: int, suffix: str = "") -> str:
+    """Name the part that holds these sequence numbers.
+
+    >>> part_name(1, 20, "-0c1d")
+    'part-0000000000000000001-0000000000000000020-0c1d.parquet'
+    """
+    return f"part-{first:019d}-{last:019d}{suffix}.parquet"
+
+
+def named_parts(names: Iterable[str]) -> list[Part]:
+    """Find the parts among the names of files."""
+    matches = [(name, _NAME.fullmatch(name)) for name in names]
+    return [Part(name=name, first=int(m[1]), last=int(m[2])) for name, m in matches if m]
+
+
+def in_sequence(found: Iterable[Part]) -> tuple[list[Part], list[Part]]:
+    """Put parts in sequence order, and aside those that were merged into one of them.
+
+    A part within the range of another one is what that was merged from.
 
     Raises:
         DamagedDataset: One is missing between two others, or two overlap.
     """
-    matches = [(path, _NAME.fullmatch(path.name)) for path in folder.glob("part-*")]
-    found = [Part(path=path, first=int(m[1]), last=int(m[2])) for path, m in matches if m]
     parts: list[Part] = []
     merged: list[Part] = []
     for part in sorted(found, key=lambda part: (part.first, -part.last)):
@@ -89,19 +127,22 @@ def list_parts(folder: Path) -> tuple[list[Part], list[Part]]:
             continue
         if parts and part.first != parts[-1].last + 1:
             raise DamagedDataset(
-                f"{part.path.name} does not follow {parts[-1].path.name}",
+                f"{part.name} does not follow {parts[-1].name}",
                 field="interactions",
-                value=part.path.name,
+                value=part.name,
                 allowed=f"a part that starts at {parts[-1].last + 1}",
             )
         parts.append(part)
     return parts, merged
 
 
-def read_part(part: Part, *, after_seq: int = 0, up_to: int | None = None) -> pa.Table:
+def read_part(
+    store: PartStore, part: Part, *, after_seq: int = 0, up_to: int | None = None
+) -> pa.Table:
     """Read rows of one part, schema INTERACTION_SCHEMA.
 
     Args:
+        store: Where it is.
         part: Which.
         after_seq: Only rows with a higher sequence number.
         up_to: Only rows with this number or a lower one; None reads to the end.
@@ -113,67 +154,53 @@ def read_part(part: Part, *, after_seq: int = 0, up_to: int | None = None) -> pa
     last = part.last if up_to is None else up_to
     tables = [
         INTERACTION_SCHEMA.empty_table(),
-        *_read_groups(part, after_seq=after_seq, up_to=last),
+        *_read_groups(store, part, after_seq=after_seq, up_to=last),
     ]
     rows = pa.concat_tables(tables)
     seq = rows.column("seq")
     return rows.filter(pc.and_(pc.greater(seq, after_seq), pc.less_equal(seq, last)))
 
 
-def find_in_part(part: Part, decision_id: str) -> pa.Table:
+def find_in_part(store: PartStore, part: Part, decision_id: str) -> pa.Table:
     """Read the rows of one decision; ids grow with time, so most groups of rows are passed over.
 
     Raises:
         DamagedDataset: It cannot be read.
         FileNotFoundError: It is gone.
     """
-    try:
-        rows = pd.dataset(part.path, format="parquet", partitioning=None).to_table(
-            filter=pc.field("decision_id") == decision_id
+    with _readable(store, part), store.open(part, whole=False) as file:
+        rows = pq.read_table(
+            file,
+            filters=[("decision_id", "=", decision_id)],
+            page_checksum_verification=True,
         )
         return of_this_release(rows)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise _unreadable(part, error) from error
 
 
-def write_part(part: Part, tables: Iterator[pa.Table]) -> None:
-    """Write a part; it appears whole or not at all, and then stays, whatever power does.
-
-    Args:
-        part: Which; its folder exists.
-        tables: Its rows in order, at least one table.
-    """
-    beside = part.path.with_name(f".{part.path.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        _write_groups(file, _in_groups(tables))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(part.path)
-    flush_folder(part.path.parent)
+def write_tables(file: BinaryIO, tables: Iterator[pa.Table]) -> None:
+    """Write tables, at least one and all of one schema, as a Parquet file."""
+    groups = _in_groups(tables)
+    first = next(groups)
+    with pq.ParquetWriter(
+        file, first.schema, compression="zstd", write_page_checksum=True
+    ) as writer:
+        for table in chain([first], groups):
+            writer.write_table(table, row_group_size=GROUP_ROWS)
 
 
-def merge_parts(parts: Sequence[Part]) -> Part:
+def merge_parts(store: PartStore, run: Sequence[Part]) -> None:
     """Make one part of several that follow one another.
-
-    The new one counts from the moment it has its name. It is read back before the old ones go.
 
     Raises:
         DamagedDataset: One of them cannot be read; they all stay as they are.
     """
-    merged = Part.within(parts[0].path.parent, parts[0].first, parts[-1].last)
-    write_part(merged, (read_part(part) for part in parts))
-    for _ in _read_groups(merged, after_seq=0, up_to=merged.last):
+    store.replace(run, (read_part(store, part) for part in run))
+
+
+def read_through(store: PartStore, part: Part) -> None:
+    """Read a part from end to end, to see that it is there; raises DamagedDataset."""
+    for _ in _read_groups(store, part, after_seq=0, up_to=part.last):
         pass
-    remove_parts(parts)
-    return merged
-
-
-def remove_parts(parts: Sequence[Part]) -> None:
-    """Delete files, as far as they are still there."""
-    for part in parts:
-        part.path.unlink(missing_ok=True)
 
 
 def mergeable(
@@ -194,61 +221,46 @@ def mergeable(
     return ()
 
 
-def flush_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the file system knows how."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _read_groups(part: Part, *, after_seq: int, up_to: int) -> Iterator[pa.Table]:
+def _read_groups(store: PartStore, part: Part, *, after_seq: int, up_to: int) -> Iterator[pa.Table]:
     """Read the groups of rows that overlap a range, and see that they are what the name says."""
+    whole = after_seq < part.first and up_to >= part.last
+    with _readable(store, part), store.open(part, whole=whole) as file:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        ends = part.first - 1 + np.cumsum([0, *sizes])
+        _check(part, ends[-1] == part.last)
+        for number, (before, last) in enumerate(pairwise(ends)):
+            if last <= after_seq or before >= up_to:
+                continue
+            rows = of_this_release(parquet.read_row_group(number))
+            _check(part, np.array_equal(rows["seq"], np.arange(before + 1, last + 1)))
+            yield rows
+
+
+@contextmanager
+def _readable(store: PartStore, part: Part) -> Iterator[None]:
+    """Let the store say what it means that a part cannot be read."""
     try:
-        with part.path.open("rb") as file:
-            parquet = pq.ParquetFile(file, page_checksum_verification=True)
-            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-            ends = part.first - 1 + np.cumsum([0, *sizes])
-            _check(part, ends[-1] == part.last)
-            for number, (before, last) in enumerate(pairwise(ends)):
-                if last <= after_seq or before >= up_to:
-                    continue
-                rows = of_this_release(parquet.read_row_group(number))
-                _check(part, np.array_equal(rows["seq"], np.arange(before + 1, last + 1)))
-                yield rows
+        yield
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise _unreadable(part, error) from error
+        raise store.trouble(part, error) from error
 
 
 def _check(part: Part, is_as_named: object) -> None:
     """Raise DamagedDataset where a part does not hold what its name says."""
     if not is_as_named:
         raise DamagedDataset(
-            f"{part.path.name} holds other interactions than its name says",
+            f"{part.name} holds other interactions than its name says",
             field="interactions",
-            value=part.path.name,
+            value=part.name,
         )
 
 
-def _unreadable(part: Part, error: Exception) -> DamagedDataset:
+def unreadable(part: Part, reason: object) -> DamagedDataset:
     """Say that a part cannot be read."""
-    return DamagedDataset(f"{part.path.name} cannot be read: {error}"[:300], field="interactions")
-
-
-def _write_groups(file: BinaryIO, tables: Iterator[pa.Table]) -> None:
-    """Write tables, at least one and all of one schema, as a Parquet file."""
-    first = next(tables)
-    with pq.ParquetWriter(
-        file, first.schema, compression="zstd", write_page_checksum=True
-    ) as writer:
-        for table in chain([first], tables):
-            writer.write_table(table, row_group_size=GROUP_ROWS)
+    return DamagedDataset(f"{part.name} cannot be read: {reason}"[:300], field="interactions")
 
 
 def _in_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -14,6 +14,7 @@ from cluster.cli import app
 from cluster.cluster_check import NodeReport, Probe, check_cluster, report_of_this_node
 from cluster.doctor import Check
 from cluster.settings import Settings
+from pipelines.conditional_objects import ConditionalObject
 
 
 def refused(checks: list[Check]) -> dict[str, str]:
@@ -53,6 +54,7 @@ def test_two_nodes_with_the_defaults_are_told_every_setting(alone: Settings) -> 
         "signing secret": "BARP_SIGNING_SECRET",
         "API key": "BARP_API_KEY",
         "storage": "BARP_STORAGE_URL",
+        "dataset": "BARP_DATASET_DIR",
     }
     assert found.keys() == said.keys()
     for name, setting in said.items():
@@ -80,7 +82,7 @@ def test_a_database_that_forgets_is_refused(shared: Settings, postgres_server: s
 
 def test_a_bucket_that_is_not_there_is_refused(shared: Settings) -> None:
     settings = shared.model_copy(update={"storage_url": "s3://nobody-made-this"})
-    assert refused(check_cluster(settings, nodes=2)).keys() == {"artifacts", "storage"}
+    assert refused(check_cluster(settings, nodes=2)).keys() == {"artifacts", "dataset", "storage"}
 
 
 def nodes_that_read(*places: Path | str) -> Probe:
@@ -99,7 +101,27 @@ def test_a_folder_that_all_nodes_mount_is_allowed(shared: Settings, tmp_path: Pa
     settings = shared.model_copy(update={"storage_url": str(tmp_path)})
     published = tmp_path / "published"
     probe = nodes_that_read(published, published)
-    assert refused(check_cluster(settings, nodes=2, probe=probe)) == {}
+    checks = check_cluster(settings, nodes=2, probe=probe)
+    assert refused(checks) == {}
+    assert [check.name for check in checks if check.look] == ["dataset"]
+    elsewhere = settings.model_copy(update={"dataset_dir": f"{tmp_path}-of-one-node"})
+    assert refused(check_cluster(elsewhere, nodes=2, probe=probe)).keys() == {"dataset"}
+
+
+def test_a_store_that_knows_no_conditions_is_refused(
+    shared: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes every put, as stores do that pass over headers they do not know."""
+    real = ConditionalObject.replace
+
+    def unconditional(self: ConditionalObject, content: bytes, *, etag: str | None) -> str | None:
+        found = self.read()
+        return real(self, content, etag=found and found[1])
+
+    monkeypatch.setattr(ConditionalObject, "replace", unconditional)
+    checks = check_cluster(shared, nodes=2)
+    assert refused(checks).keys() == {"dataset"}
+    assert "overwrites" in next(check.found for check in checks if check.name == "dataset")
 
 
 def test_a_folder_of_one_node_is_refused_by_name(shared: Settings, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_shared_storage_takes_what_every_node_needs(tmp_path: Path) -> None:
     place = places(settings)
     assert place.publish_dir == "s3://bucket/prefix/published"
     assert place.artifact_dir == "s3://bucket/prefix/artifacts"
+    assert place.dataset_dir == "s3://bucket/prefix/interactions"
     assert place.encoder_dir == "/opt/encoder"
     assert place.secret_file == tmp_path / "secret.key"
     assert places(settings.model_copy(update={"encoder_dir": None})).encoder_dir == (
@@ -96,7 +97,7 @@ def test_shared_storage_takes_what_every_node_needs(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("field", ["storage_url", "artifact_dir", "encoder_dir"])
+@pytest.mark.parametrize("field", ["storage_url", "dataset_dir", "artifact_dir", "encoder_dir"])
 @pytest.mark.parametrize(
     "value", ["gs://bucket", "s3://", "s3://b/p?region=x", "s3://b/[x]", "s3a://b"]
 )

@@ -1,4 +1,7 @@
-"""The Parquet dataset: append-only, whole parts, exactly once, and nothing silently missing."""
+"""The Parquet dataset: append-only, whole parts, exactly once, and nothing silently missing.
+
+On a disk and in an object store alike.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as pd
+import pyarrow.fs as pafs
 import pytest
 from clock import Clock
 from hypothesis import given, settings
@@ -16,6 +20,7 @@ from ledgers import TENANT, batch, open_ledger
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
 from pipelines.ledger import Ledger
 from policies.interaction import INTERACTION_SCHEMA, Outcome, canonical_rows
+from policies.storage import is_remote, open_folder
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +36,28 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     return read
 
 
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a dataset of the test's own goes."""
+    if request.param == "disk":
+        return str(tmp_path / "interactions")
+    return f"{request.getfixturevalue('object_store')}/{tmp_path.name}/interactions"
+
+
 def source(rows: pa.Table, up_to: int) -> Callable[[int, int], pa.Table]:
     """Read pages of rows as the ledger does."""
     known = rows.slice(0, up_to)
     return lambda after_seq, limit: known.slice(after_seq, limit)
 
 
-def test_what_is_read_back_equals_what_matured(rows: pa.Table, tmp_path: Path) -> None:
-    dataset = InteractionDataset(tmp_path / "interactions")
+def remove_file(place: str, name: str) -> None:
+    """Lose a file behind the dataset's back."""
+    store, prefix = pafs.FileSystem.from_uri(place if is_remote(place) else f"file://{place}")
+    store.delete_file(f"{prefix}/{name}")
+
+
+def test_what_is_read_back_equals_what_matured(rows: pa.Table, place: str) -> None:
+    dataset = InteractionDataset(place)
     assert dataset.read().equals(INTERACTION_SCHEMA.empty_table())
     dataset.append(rows.slice(0, 5))
     dataset.append(rows.slice(5))
@@ -50,9 +69,9 @@ def test_what_is_read_back_equals_what_matured(rows: pa.Table, tmp_path: Path) -
 @pytest.mark.parametrize("after_seq", [0, 3, 4, 11, 12, 40])
 @pytest.mark.parametrize("up_to", [0, 4, 5, 12, 40, None])
 def test_a_range_is_read_across_parts(
-    rows: pa.Table, tmp_path: Path, after_seq: int, up_to: int | None
+    rows: pa.Table, place: str, after_seq: int, up_to: int | None
 ) -> None:
-    dataset = InteractionDataset(tmp_path)
+    dataset = InteractionDataset(place)
     for start in range(0, 12, 4):
         dataset.append(rows.slice(start, 4))
     last = 12 if up_to is None else up_to
@@ -99,57 +118,61 @@ def test_an_export_that_died_before_the_rename_is_done_again(
 
 @pytest.mark.parametrize("start, length", [(3, 2), (5, 2)])
 def test_rows_that_do_not_follow_are_refused(
-    rows: pa.Table, tmp_path: Path, start: int, length: int
+    rows: pa.Table, place: str, start: int, length: int
 ) -> None:
     """Neither twice nor with a gap before them."""
-    dataset = InteractionDataset(tmp_path)
+    dataset = InteractionDataset(place)
     dataset.append(rows.slice(0, 4))
     with pytest.raises(DamagedDataset, match="do not follow 4"):
         dataset.append(rows.slice(start, length))
 
 
-def test_rows_with_a_gap_inside_are_refused(rows: pa.Table, tmp_path: Path) -> None:
+def test_rows_with_a_gap_inside_are_refused(rows: pa.Table, place: str) -> None:
     with pytest.raises(DamagedDataset):
-        InteractionDataset(tmp_path).append(rows.take([0, 1, 3]))
+        InteractionDataset(place).append(rows.take([0, 1, 3]))
 
 
-def test_a_missing_part_is_noticed(rows: pa.Table, tmp_path: Path) -> None:
-    dataset = InteractionDataset(tmp_path)
+def test_a_missing_part_is_noticed(rows: pa.Table, place: str) -> None:
+    dataset = InteractionDataset(place)
     for start in range(0, 12, 4):
         dataset.append(rows.slice(start, 4))
-    dataset.parts()[1].path.unlink()
-    with pytest.raises(DamagedDataset, match="does not follow"):
+    remove_file(place, dataset.parts()[1].name)
+    with pytest.raises(DamagedDataset, match=r"does not follow|is missing"):
         dataset.read()
 
 
-def test_a_part_under_anothers_name_is_refused(rows: pa.Table, tmp_path: Path) -> None:
-    dataset = InteractionDataset(tmp_path)
+def test_a_part_under_anothers_name_is_refused(rows: pa.Table, place: str) -> None:
+    dataset = InteractionDataset(place)
     dataset.append(rows.slice(0, 6))
     dataset.append(rows.slice(6))
-    first, second = (part.path for part in dataset.parts())
-    first.write_bytes(second.read_bytes())
-    with pytest.raises(DamagedDataset, match="other interactions"):
+    files = open_folder(place)
+    first, second = (part.name for part in dataset.parts())
+    files.write(first, files.read(second))
+    with pytest.raises(DamagedDataset, match=r"other interactions|its digest"):
         dataset.read()
 
 
-def test_a_truncated_part_is_refused(rows: pa.Table, tmp_path: Path) -> None:
-    dataset = InteractionDataset(tmp_path)
+def test_a_truncated_part_is_refused(rows: pa.Table, place: str) -> None:
+    dataset = InteractionDataset(place)
     dataset.append(rows)
     [part] = dataset.parts()
-    part.path.write_bytes(part.path.read_bytes()[:-10])
+    files = open_folder(place)
+    files.write(part.name, files.read(part.name)[:-10])
     with pytest.raises(DamagedDataset, match="cannot be read"):
         dataset.read()
 
 
-def test_a_flipped_byte_is_never_silently_wrong(rows: pa.Table, tmp_path: Path) -> None:
+def test_a_flipped_byte_is_never_silently_wrong(rows: pa.Table, place: str) -> None:
     """A byte in every stretch of the file: refused, or without effect on what is read."""
-    dataset = InteractionDataset(tmp_path)
+    dataset = InteractionDataset(place)
     dataset.append(rows)
     [part] = dataset.parts()
-    content = part.path.read_bytes()
+    files = open_folder(place)
+    content = files.read(part.name)
     refused = 0
-    for position in range(0, len(content), 97):
-        part.path.write_bytes(_flipped(content, position))
+    # An object is held against its digest, so that few bytes say as much.
+    for position in range(0, len(content), 1997 if is_remote(place) else 97):
+        files.write(part.name, _flipped(content, position))
         try:
             assert dataset.read().equals(rows), position
         except DamagedDataset:
@@ -172,7 +195,7 @@ def test_the_ledger_is_a_source(tmp_path: Path, rows: pa.Table) -> None:
     ledger.close()
 
 
-def test_parts_of_an_older_release_are_read_with_no_canary(rows: pa.Table, tmp_path: Path) -> None:
-    dataset = InteractionDataset(tmp_path)
+def test_parts_of_an_older_release_are_read_with_no_canary(rows: pa.Table, place: str) -> None:
+    dataset = InteractionDataset(place)
     dataset.append(rows.drop_columns(["champion_version", "canary_version", "canary_share"]))
-    assert InteractionDataset(tmp_path).read() == rows
+    assert InteractionDataset(place).read() == rows

@@ -8,6 +8,7 @@ from ledgers import TENANT, WAIT_WINDOW_S, batch, dated_id, matured, open_ledger
 from sqlalchemy import create_engine, text
 
 from pipelines.ledger import Ledger
+from pipelines.migration import VERSION_TABLE
 from policies.arms import Arm, PriceTable
 from policies.errors import InvalidOutcome
 from policies.interaction import MAX_COST_USD, MAX_LATENCY_MS, MAX_TOKENS, JoinStatus, Outcome
@@ -144,6 +145,7 @@ def test_a_database_of_an_earlier_release_gets_the_columns_it_lacks(
     ledger.close()
     engine = create_engine(ledger_url)
     with engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
         for table, column in (
             ("decisions", "deferred"),
             ("outcomes", "correction"),

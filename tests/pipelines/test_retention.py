@@ -31,6 +31,7 @@ from pipelines.archive import Archive
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
 from pipelines.dataset_parts import MERGE_PARTS, Part, mergeable
 from pipelines.ledger import Ledger
+from pipelines.migration import VERSION_TABLE
 from pipelines.tenants import Rulebook, TenantRules
 from policies.interaction import JoinStatus, Outcome, canonical_rows
 
@@ -42,6 +43,15 @@ OLD_S = WAIT_WINDOW_S + RETENTION_S
 def dataset(tmp_path: Path) -> InteractionDataset:
     """An empty dataset."""
     return InteractionDataset(tmp_path / "interactions")
+
+
+@pytest.fixture(params=["disk", "s3"])
+def either_dataset(request: pytest.FixtureRequest, tmp_path: Path) -> InteractionDataset:
+    """An empty dataset, on a disk and in an object store."""
+    if request.param == "disk":
+        return InteractionDataset(tmp_path / "interactions")
+    store = request.getfixturevalue("object_store")
+    return InteractionDataset(f"{store}/{tmp_path.name}/interactions")
 
 
 def forget(ledger: Ledger, dataset: InteractionDataset) -> int:
@@ -144,10 +154,11 @@ def test_orphans_leave_and_still_count(
 
 
 def test_what_left_is_read_from_the_dataset_as_before(
-    ledger: Ledger, clock: Clock, dataset: InteractionDataset
+    ledger: Ledger, clock: Clock, either_dataset: InteractionDataset
 ) -> None:
     """Rows, lineage digest, sums, decision and context; late windows leave holes behind."""
     ledger.change_prices(priced)
+    dataset = either_dataset
     old, new = [dated_id(f"o{n}") for n in range(7)], [f"n{n}" for n in range(5)]
     late = START_S + WAIT_WINDOW_S
     matured(ledger, old[:4])
@@ -195,7 +206,7 @@ def test_a_dataset_that_lacks_what_left_is_refused(
     clock.now = START_S + OLD_S
     forget(ledger, dataset)
     for part in dataset.parts():
-        part.path.unlink()
+        (tmp_path / "interactions" / part.name).unlink()
     with pytest.raises(DamagedDataset, match="restore the dataset"):
         Archive(ledger, InteractionDataset(tmp_path / "interactions")).check()
 
@@ -253,6 +264,7 @@ def test_a_ledger_of_an_older_release_gets_what_retention_needs(
     first.close()
     engine = create_engine(ledger_url)
     with engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
         connection.execute(text("DROP INDEX ix_decisions_decided_at"))
         for table, column in (
             ("sequence", "forgotten_seq"),
@@ -320,7 +332,7 @@ def test_a_merge_that_dies_at_any_step_leaves_each_row_once(rows: pa.Table, tmp_
         while after.merge():
             pass
         assert after.read().equals(rows)
-        assert [path.name for path in folder.iterdir()] == [after.parts()[0].path.name]
+        assert [path.name for path in folder.iterdir()] == [after.parts()[0].name]
     assert done.count("unlink") == MERGE_PARTS
     assert {"fsync", "replace"} <= set(done)
 
@@ -338,7 +350,7 @@ def test_an_append_that_dies_at_any_step_is_done_again(rows: pa.Table, tmp_path:
 
 def test_a_damaged_part_is_not_merged_away(rows: pa.Table, tmp_path: Path) -> None:
     dataset = _filled(tmp_path, rows, size=3)
-    damaged = dataset.parts()[4].path
+    damaged = tmp_path / dataset.parts()[4].name
     damaged.write_bytes(damaged.read_bytes()[:-10])
     with pytest.raises(DamagedDataset, match="cannot be read"):
         dataset.merge()
@@ -350,7 +362,7 @@ class _MergedWhileListing(InteractionDataset):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.merged_meanwhile = 0
+        self._folder, self.merged_meanwhile = folder, 0
 
     def parts(self) -> list[Part]:
         """List them as they were before the merge, the first time."""
@@ -376,10 +388,10 @@ def test_few_parts_remain_and_rows_are_seldom_written_again(sizes: list[int]) ->
     written = 0
     for size in sizes:
         first = parts[-1].last + 1 if parts else 1
-        parts.append(Part.within(Path(), first, first + size - 1))
+        parts.append(Part(name="", first=first, last=first + size - 1))
         while run := mergeable(parts, max_rows=2000):
             start = parts.index(run[0])
-            parts[start : start + len(run)] = [Part.within(Path(), run[0].first, run[-1].last)]
+            parts[start : start + len(run)] = [Part(name="", first=run[0].first, last=run[-1].last)]
             written += sum(map(len, run))
     total = sum(sizes)
     assert sum(map(len, parts)) == total

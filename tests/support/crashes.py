@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
+from pipelines.conditional_objects import ConditionalObject
+from pipelines.object_parts import ObjectParts
+
 
 class Broken(BaseException):
     """The process dies here; nobody who catches errors catches it."""
@@ -36,6 +39,37 @@ def dying_at_file_step(step: int) -> Iterator[list[str]]:
         for name in ("fsync", "replace", "unlink"):
             patch.setattr(os, name, counted(name, getattr(os, name)))
         yield done
+
+
+@contextmanager
+def dying_at_store_step(step: int, *, done: bool) -> Iterator[None]:
+    """Die at step `step` of those that change an object store, before it or after it was done.
+
+    A step is the put of a part, of a manifest, or the removal of an object.
+    """
+    taken = 0
+
+    def counted(real: Any) -> Any:
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal taken
+            dies, taken = taken == step, taken + 1
+            if dies and not done:
+                raise Broken
+            answer = real(*args, **kwargs)
+            if dies:
+                raise Broken
+            return answer
+
+        return stepped
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (
+            (ObjectParts, "_put"),
+            (ObjectParts, "_remove_one"),
+            (ConditionalObject, "replace"),
+        ):
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        yield
 
 
 @contextmanager
