@@ -23,7 +23,7 @@ from replica_fakes import SECRET
 
 from pipelines.aggregator import Aggregator
 from pipelines.dataset import InteractionDataset
-from pipelines.dataset_parts import MERGE_PARTS, list_parts
+from pipelines.dataset_parts import MERGE_PARTS
 from pipelines.ledger import Ledger
 from pipelines.rebuild import Rebuilt
 from pipelines.trainer import Trainer
@@ -230,7 +230,7 @@ def life(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         runner.run(made.aggregator.delete_arm("poor"))
         made.serve(ROUND // 2)
         made.before = made.explained()
-        made.parts_before = len(list_parts(made.folder)[0])
+        made.parts_before = len(InteractionDataset(made.folder).parts())
         made.clock.now += WAIT_WINDOW_S + RETENTION_S + 10.0
         made.left = runner.run(made.aggregator.compact())
         yield made
@@ -240,7 +240,7 @@ def life(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_all_decisions_have_left_and_the_parts_were_merged(life: Any) -> None:
     assert life.left == len(life.decisions) >= 1_000
     assert all(life.ledger.decision(one.decision_id) is None for one in life.decisions)
-    assert len(list_parts(life.folder)[0]) < life.parts_before / 4
+    assert len(InteractionDataset(life.folder).parts()) < life.parts_before / 4
 
 
 def test_five_versions_in_a_row_of_each_learner_are_made_again_bit_for_bit(life: Any) -> None:
