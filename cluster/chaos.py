@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,8 @@ import psutil
 
 from cluster.chaos_audit import Audit, audit, read_kept
 from cluster.chaos_load import Told, call_until
-from cluster.client import SERVICE_FILE, ServiceClient
+from cluster.client import ServiceClient
+from cluster.encoder_build import LaunchError
 from cluster.places import places
 from cluster.service_process import ServiceProcess, service_process
 from cluster.settings import Settings
@@ -154,12 +155,8 @@ async def _under_load(
 
 async def _kill(service: ServiceProcess, part: str, rng: random.Random) -> float:
     """Kill one process of a part; return after how many seconds it was back, at most 60."""
-    found = _processes(service, part)
-    alive = sorted(pid for pids in found.values() for pid in pids)
-    victim = rng.choice(alive) if alive else None
+    victim = await _shoot(service, part, rng)
     began = time.monotonic()
-    if victim is not None:
-        os.kill(victim, signal.SIGKILL)
     async with httpx.AsyncClient(base_url=service.url, timeout=PROBE_TIMEOUT_S) as http:
         while (spent_s := time.monotonic() - began) < RECOVERY_TIMEOUT_S:
             if await _is_back(service, part, victim, http):
@@ -168,11 +165,30 @@ async def _kill(service: ServiceProcess, part: str, rng: random.Random) -> float
     return RECOVERY_TIMEOUT_S
 
 
+async def _shoot(service: ServiceProcess, part: str, rng: random.Random) -> int:
+    """Kill a process of a part, and return which; wait for one where there is none so far."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        found = await asyncio.to_thread(_processes, service, part)
+        alive = sorted(pid for pids in found.values() for pid in pids)
+        if alive:
+            victim = rng.choice(alive)
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+                return victim
+        if time.monotonic() > deadline:
+            raise LaunchError(f"{part} has no process to kill for {SETTLE_TIMEOUT_S:.0f} s")
+        await asyncio.sleep(PROBE_EVERY_S)
+
+
 async def _is_back(
-    service: ServiceProcess, part: str, victim: int | None, http: httpx.AsyncClient
+    service: ServiceProcess, part: str, victim: int, http: httpx.AsyncClient
 ) -> bool:
     """Say whether a part has all its processes again, and the service answers and is whole."""
     now = await asyncio.to_thread(_processes, service, part)
+    if part == "cluster":
+        # Nobody else answers: replicas of the one that was killed are no descendants of ours.
+        now |= await asyncio.to_thread(_processes, service, "replica")
     if any(victim in pids or len(pids) < WHOLE.get(part, 1) for pids in now.values()):
         return False
     try:
@@ -190,11 +206,10 @@ def _processes(service: ServiceProcess, part: str) -> dict[str, set[int]]:
     """List the process ids of a part by title; of the cluster that is `barp serve`."""
     titles = TITLES.get(part, (part,))
     try:
-        driver = int(json.loads((service.state_dir / SERVICE_FILE).read_bytes())["pid"])
         if part == "cluster":
-            return {part: {driver} if psutil.pid_exists(driver) else set()}
-        tree = psutil.Process(driver).children(recursive=True)
-    except (OSError, ValueError, psutil.Error):
+            return {part: {p.pid for p in service.process.children() if p.is_running()}}
+        tree = service.process.children(recursive=True)
+    except psutil.Error:
         return {title: set() for title in titles}
     return {title: {p.pid for p in tree if _is_called(p, title)} for title in titles}
 
