@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.exc import OperationalError
 
 
 def insert_rows(
@@ -25,6 +27,19 @@ def insert_rows(
     connection.exec_driver_sql(f"INSERT INTO {table} ({names}) VALUES ({places})", list(rows))
 
 
+def fetch_all(connection: Connection, cursor: DBAPICursor | None) -> list[tuple[Any, ...]]:
+    """Fetch rows past SQLAlchemy's own, for there may be 20,000 of them; its errors all the same.
+
+    Raises:
+        OperationalError: The driver fails half-way, as on a damaged page.
+    """
+    assert cursor is not None
+    try:
+        return list(cursor.fetchall())
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise OperationalError(None, None, error) from error
+
+
 def rows_of(
     connection: Connection, table: str, columns: Sequence[str], decision_ids: Collection[str]
 ) -> Iterator[tuple[Any, ...]]:
@@ -33,9 +48,7 @@ def rows_of(
         return iter(())
     where, parameters = _among(connection, decision_ids)
     query = f"SELECT {', '.join(columns)} FROM {table} WHERE {where}"
-    cursor = connection.exec_driver_sql(query, parameters).cursor
-    assert cursor is not None
-    return iter(cursor.fetchall())
+    return iter(fetch_all(connection, connection.exec_driver_sql(query, parameters).cursor))
 
 
 def delete_of(connection: Connection, table: str, decision_ids: Collection[str]) -> int:

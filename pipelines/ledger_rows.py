@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import pairwise
@@ -16,7 +17,7 @@ from sqlalchemy import Row
 
 from pipelines.joining import MICROSECONDS, Report
 from pipelines.tenants import Rulebook
-from policies.errors import InvalidRequest
+from policies.errors import InvalidRequest, RouterError
 from policies.interaction import DECISION_SCHEMA, INTERACTION_SCHEMA
 from policies.reports import REPORT_SCHEMA
 
@@ -72,19 +73,41 @@ def _plain(column: pa.Array) -> pa.Array:
     return pc.add(column, 0.0) if pa.types.is_floating(column.type) else column
 
 
+class DamagedLedger(RouterError):
+    """A row of the ledger is not what was written."""
+
+    code = "damaged_ledger"
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Say DamagedLedger where what was read cannot be what somebody wrote."""
+    try:
+        yield
+    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        raise DamagedLedger(
+            f"a row of the ledger cannot be read ({type(error).__name__}): restore the ledger",
+            field="ledger",
+        ) from error
+
+
 def interaction_table(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
     """Lay interactions out in columns, schema INTERACTION_SCHEMA, in order.
 
     Args:
         rows: With the columns of INTERACTION_SCHEMA, in its order.
+
+    Raises:
+        DamagedLedger: One of them cannot be what was written.
     """
     if not rows:
         return INTERACTION_SCHEMA.empty_table()
-    arrays = [
-        _to_arrow(field, values)
-        for field, values in zip(INTERACTION_SCHEMA, zip(*rows, strict=True), strict=True)
-    ]
-    return pa.Table.from_arrays(arrays, schema=INTERACTION_SCHEMA)
+    with _as_written():
+        arrays = [
+            _to_arrow(field, values)
+            for field, values in zip(INTERACTION_SCHEMA, zip(*rows, strict=True), strict=True)
+        ]
+        return pa.Table.from_arrays(arrays, schema=INTERACTION_SCHEMA)
 
 
 def decision_json(
@@ -96,12 +119,16 @@ def decision_json(
         decision: A row of the table `decisions`.
         reports: Its outcomes, in the order they came.
         latest: Its latest interaction, None where there is none.
+
+    Raises:
+        DamagedLedger: Something of it cannot be what was written.
     """
-    return {
-        **_json_values(decision),
-        "outcomes": [_json_values(report) for report in reports],
-        "interaction": None if latest is None else _json_values(latest),
-    }
+    with _as_written():
+        return {
+            **_json_values(decision),
+            "outcomes": [_json_values(report) for report in reports],
+            "interaction": None if latest is None else _json_values(latest),
+        }
 
 
 def archived_json(rows: pa.Table) -> dict[str, Any]:

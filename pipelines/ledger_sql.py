@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Select, Table, bindparam, func, select, update
 
 from pipelines.joining import RECEIVED, Group, History, Recorded, Report, Values
-from pipelines.ledger_bulk import delete_of, execute_for, insert_rows, rows_of
+from pipelines.ledger_bulk import delete_of, execute_for, fetch_all, insert_rows, rows_of
 from pipelines.ledger_rows import DECISION_COLUMNS
 from pipelines.schema import (
     TOTALS,
@@ -210,10 +210,7 @@ def select_interactions(
         .order_by(interactions.c.seq)
         .limit(limit)
     )
-    # Past SQLAlchemy's rows: there may be 20,000 of them.
-    cursor = connection.execute(query).cursor
-    assert cursor is not None
-    return list(cursor.fetchall())
+    return fetch_all(connection, connection.execute(query).cursor)
 
 
 def select_context(connection: Connection, decision_id: str) -> bytes | None:

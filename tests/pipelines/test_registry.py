@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from registries import RegistrySetup, open_registry, small_artifact
 from pipelines.encoder_versions import ENCODER_MODEL_NAME
 from pipelines.registry import MODEL_NAME, Registry
 from policies.encoder import describe_encoder
-from policies.errors import ArtifactError, UnknownVersion
+from policies.errors import ArtifactError, Unavailable, UnknownVersion
 from policies.versions import CHALLENGER, CHAMPION
 
 PICKLE_OPCODES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -162,3 +164,17 @@ def test_a_folder_without_an_encoder_is_not_registered(
 ) -> None:
     with pytest.raises(ArtifactError):
         setup.registry.register_encoder(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_registry_that_somebody_locks_is_away_until_they_let_go(setup: RegistrySetup) -> None:
+    """MLflow waits 20 s for a lock; what it was asked then is refused, and nothing is lost."""
+    before = [info.version for info in setup.registry.versions()]
+    database = sqlite3.connect(setup.folder / "mlflow.db", isolation_level=None)
+    with contextlib.closing(database):
+        database.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Unavailable, match="database is locked"):
+            setup.registry.register(small_artifact(9.0), {}, {})
+        database.execute("ROLLBACK")
+    assert [info.version for info in setup.registry.versions()] == before
+    assert setup.registry.register(small_artifact(9.0), {}, {}) == max(before) + 1

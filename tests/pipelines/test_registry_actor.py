@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +19,7 @@ from registries import small_artifact
 
 from pipelines.publisher import PublisherActor
 from pipelines.registry_actor import RegistryActor
-from policies.errors import UnknownVersion
+from policies.errors import Unavailable, UnknownVersion
 from policies.publication import Publication
 
 pytestmark = pytest.mark.ray
@@ -125,3 +127,21 @@ def test_another_process_reads_the_same_champion_and_history(actors: Actors) -> 
     assert champion == actors.get(actors.registry.champion.remote())
     assert history == actors.get(actors.registry.history.remote())
     ray.kill(again)
+
+
+@pytest.mark.slow
+def test_a_locked_registry_stops_no_replica_and_goes_on_when_it_is_free(actors: Actors) -> None:
+    """MLflow waits 20 s for a lock."""
+    actors.get(actors.registry.promote.remote(1, who="ann", why="begin"))
+    database = sqlite3.connect(actors.uri.removeprefix("sqlite:///"), isolation_level=None)
+    with contextlib.closing(database):
+        database.execute("BEGIN EXCLUSIVE")
+        refused = actors.registry.promote.remote(2, who="ann", why="locked")
+        # Whoever starts meanwhile gets the champion: the publisher asks no registry.
+        assert actors.published(actors.poll(have=0)).version == 1
+        with pytest.raises(Unavailable, match="database is locked"):
+            actors.get(refused)
+        database.execute("ROLLBACK")
+    move = actors.get(actors.registry.promote.remote(2, who="ann", why="free"))
+    assert (move.previous, move.version) == (1, 2)
+    assert actors.published(actors.poll(have=0)).version == 2
