@@ -323,16 +323,24 @@ class LedgerMachine(RuleBasedStateMachine):
         self.clock.now = min([at for at in leaving if at > self.clock.now] or [self.clock.now])
 
     @rule(
-        exported=st.sampled_from([True, True, False]), closed=st.sampled_from([True, True, False])
+        moments=st.sampled_from([1, 1, 2, 3]),
+        exported=st.sampled_from([True, True, False]),
+        closed=st.sampled_from([True, True, False]),
+        late=st.sampled_from([None, *IDS]),
     )
-    def live_through_retention(self, exported: bool, closed: bool) -> None:
+    def live_through_retention(
+        self, moments: int, exported: bool, closed: bool, late: str | None
+    ) -> None:
         """All that a service does with decisions until they leave, or nearly all."""
-        self.wait_for_retention()
+        for _ in range(moments):
+            self.wait_for_retention()
         if closed:
             self.close_windows()
         if exported:
             self.export()
         self.forget(500)
+        if late is not None:
+            self.record([late])
 
     @rule(limit=st.sampled_from([1, 500]))
     def forget(self, limit: int) -> None:
