@@ -77,6 +77,8 @@ def show_serve(found: dict[str, Any]) -> None:
     )
     for rate, one in found["fixed_rate"].items():
         table.add_row("service, paced", rate, f"{one['p50_ms']:.2f}", "", f"{one['p99_ms']:.2f}")
+    alone = found["one_client"]
+    table.add_row("service, one client", "", f"{alone['p50_ms']:.2f}", "", f"{alone['p99_ms']:.2f}")
     table.add_row("uvicorn, FastAPI", f"{found['uvicorn_noop_rps']:.0f}", style="dim")
     table.add_row("uvicorn, raw ASGI", f"{found['raw_asgi_rps']:.0f}", style="dim")
     table.add_row("no server", f"{found['inprocess_rps']:.0f}", style="dim")
@@ -85,6 +87,7 @@ def show_serve(found: dict[str, Any]) -> None:
     frontier = ", ".join(f"{rate}/s at {bound} ms" for bound, rate in found["frontier"].items())
     console.print(
         f"{found['ratio_to_noop']:.2f} of uvicorn and FastAPI, "
+        f"{found['ratio_to_raw_asgi']:.2f} of uvicorn alone, "
         f"{found['ratio_to_inprocess']:.2f} of no server; "
         f"{found['cpu_s_per_1000']:.2f} CPU s per 1,000; p99 kept: {frontier}"
     )

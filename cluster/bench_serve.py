@@ -76,7 +76,7 @@ class ServePlan:
     @property
     def steps(self) -> int:
         """How many steps a run shows."""
-        return 2 + 4 * self.rounds + len(self.rates) + len(FRONTIER_SHARES) + 2 + (self.soak_s > 0)
+        return 3 + 4 * self.rounds + len(self.rates) + len(FRONTIER_SHARES) + 2 + (self.soak_s > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +144,8 @@ def _measure(
         taught = teach(client, prompts[:LESSONS])
         warm = _run(closed_loop(service.url, single, clients=plan.clients, seconds=WARM_UP_S))
         rounds = [_round(plan, service, bare, prompts, show) for _ in range(plan.rounds)]
+        show("one client")
+        alone = _run(closed_loop(service.url, single, clients=1, seconds=plan.duration_s))
         fixed = {rate: _at(plan, service, single, rate, show) for rate in plan.rates}
         saturation = median(one.http.rps for one in rounds)
         rates = [round(share * saturation) for share in FRONTIER_SHARES]
@@ -152,7 +154,7 @@ def _measure(
         swap, swap_samples = _run(_swap(service, client, single, plan.duration_s))
         soaked = _soak(plan, service, client, single, saturation, show)
         show("counting what was recorded")
-        samples = [warm, *(r.http for r in rounds), *fixed.values(), *frontier.values()]
+        samples = [warm, alone, *(r.http for r in rounds), *fixed.values(), *frontier.values()]
         samples += [*swap_samples, *([soaked.sample] if soaked else [])]
         batches = [one.batch for one in rounds]
         decided = taught + sum(s.answered for s in samples)
@@ -162,6 +164,9 @@ def _measure(
         joined = int(client.get("/v1/status")["ledger"]["joined"]) - taught
     return {
         **summary(rounds),
+        "one_client": _latency(alone),
+        # What one prompt takes in one process: the measure of `one_client` with a heavy encoder.
+        "encode_ms": 1000 * plan.replicas / median(r.pipeline.encode for r in rounds),
         "fixed_rate": {str(rate): _latency(sample) for rate, sample in fixed.items()},
         "frontier": _frontier(frontier),
         "swap": swap,
@@ -219,6 +224,7 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
         "inprocess_rps": median(r.pipeline.decide for r in rounds),
         "encode_rps": median(r.pipeline.encode for r in rounds),
         "ratio_to_noop": median(r.http.rps / r.noop.rps for r in rounds),
+        "ratio_to_raw_asgi": median(r.http.rps / r.raw.rps for r in rounds),
         "ratio_to_inprocess": median(r.http.rps / r.pipeline.decide for r in rounds),
         "ratio_to_encode": median(r.http.rps / r.pipeline.encode for r in rounds),
         "cpu_s_per_1000": median(1000 * r.cpu_s / max(r.http.answered, 1) for r in rounds),

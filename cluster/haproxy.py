@@ -10,6 +10,7 @@ changes in the configuration that Ray 2.60 writes (ray/serve/_private/haproxy_te
 - its own answers (slow request, no replica) have the body that all our errors have; only to what
   is no HTTP at all it answers with a page that is compiled in;
 - a request has to arrive within some seconds, so that slow callers cannot lock others out;
+- nothing is logged: Ray has a line sent for each request to whoever listens on port 514 (UDP);
 - a WebSocket is refused here, for no replica speaks it.
 """
 
@@ -103,6 +104,7 @@ def edited(configuration: str, folder: Path, *, host: str, port: int) -> str:
         (rf"^( *bind) {re.escape(LOOPBACK)}:{port}$", rf"\1 {host}:{port}"),
         (r"^( *stats socket .*) mode 666", r"\1 mode 600"),
         (r"^ *errorfile .*\n", ""),
+        (r"^ *log \S+ local0 info *\n", ""),
         (r"^defaults$", "defaults\n" + "\n".join([timeouts, *pages])),
         (r"^frontend http_frontend$", "frontend http_frontend\n" + front),
         (r"^ *http-request return status 404 content-type text/plain.*$", none_yet),

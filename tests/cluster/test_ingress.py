@@ -185,6 +185,14 @@ def test_a_request_that_does_not_arrive_in_time_is_ended(tmp_path: Path, sent: b
             assert error_of(answer) == (408, "request_timeout")
 
 
+def test_no_request_is_told_to_whoever_listens_for_logs(tmp_path: Path) -> None:
+    with haproxy(tmp_path) as (url, _):
+        assert httpx.get(f"{url}/v1/status").status_code == 503
+        configuration = (tmp_path / "haproxy.cfg").read_text()
+    assert " local0 info" in rendered(tmp_path, 1)
+    assert " local0 " not in configuration
+
+
 def test_haproxy_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     with haproxy(tmp_path) as (url, parent):
         [child] = psutil.Process(parent.pid).children()
