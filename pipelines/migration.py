@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import random
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +22,10 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import OperationalError
 
-from pipelines.schema import AT_ONCE, BUSY_TIMEOUT_S
-from policies.errors import Conflict, InvalidRequest
+from pipelines.schema import AT_ONCE, BUSY_TIMEOUT_S, metadata
+from policies.errors import Conflict, InvalidRequest, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,9 @@ VERSION_TABLE: Final = "ledger_version"
 SCRIPTS: Final = Path(__file__).with_name("migrations")
 # Any number, the same in every release: whoever holds it migrates, others wait.
 POSTGRES_LOCK: Final = 0x6261_7270
+# Less than its deadlock_timeout, 1 s unless somebody changed it.
+POSTGRES_WAIT_MS: Final = 200
+LOCK_NOT_AVAILABLE: Final = "55P03"
 
 # Alembic hands the connection to its scripts by a global name.
 _one_at_a_time: Final = threading.Lock()
@@ -81,6 +87,7 @@ def migrate(engine: Engine, to: str | None = None) -> LedgerRevision:
         InvalidRequest: There is no such revision.
         Conflict: The ledger is at a revision that this release does not know, or something in it
             would be lost on the way down.
+        Unavailable: Others hold the tables for too long.
     """
     target = to or _newest()
     if target not in _known():
@@ -151,9 +158,44 @@ def _config() -> Config:
 
 @contextmanager
 def _locked(engine: Engine) -> Iterator[Connection]:
-    """Open a transaction that no other process migrates beside."""
-    with engine.execution_options(**{AT_ONCE: True}).begin() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S}s'"))
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"))
-        yield connection
+    """Open a transaction that no other process migrates or writes beside.
+
+    Raises:
+        Unavailable: Others hold the tables for too long.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    with engine.execution_options(**{AT_ONCE: True}).connect() as connection:
+        transaction = connection.begin()
+        while not _has_locks(connection):
+            transaction.rollback()
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"the ledger's tables could not be locked within {BUSY_TIMEOUT_S} s",
+                    field="ledger_url",
+                )
+            time.sleep(random.uniform(0.5, 1.5) * POSTGRES_WAIT_MS / 1000)
+            transaction = connection.begin()
+        with transaction:
+            yield connection
+
+
+def _has_locks(connection: Connection) -> bool:
+    """Take all locks that revisions may need, or say that somebody holds one of them.
+
+    Readers and writers take the tables in orders of their own. So nobody here waits as long as
+    PostgreSQL lets two wait for each other: it would choose which of them fails.
+    """
+    if connection.dialect.name != "postgresql":
+        return True
+    present = set(inspect(connection).get_table_names())
+    tables = ", ".join(table.name for table in metadata.sorted_tables if table.name in present)
+    connection.execute(text(f"SET LOCAL lock_timeout = '{POSTGRES_WAIT_MS}ms'"))
+    try:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({POSTGRES_LOCK})"))
+        if tables:
+            connection.execute(text(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"))
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
+        return False
+    return True

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
 from clock import Clock
 from ledgers import RULES, TENANT, batch, matured, open_ledger, priced, submit
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.ledger_rows import DECISION_COLUMNS, decision_rows
+from pipelines.migration import migrate
 from pipelines.schema import open_engine
 from policies.interaction import JoinStatus, Outcome
 
@@ -121,3 +125,54 @@ def test_the_old_release_reads_what_the_new_one_wrote(
     assert dict(row) == rows_of("new")[0]
     assert window == row["closes_at"]
     ledger.close()
+
+
+def test_an_upgrade_under_load_and_the_way_back_lose_nothing(
+    old_engine: Engine, ledger_url: str, clock: Clock
+) -> None:
+    """The old release writes on while the tables change, beside the new one, and after it."""
+    decided, stop = ["before"], threading.Event()
+    failures: list[Exception] = []
+
+    def old_release() -> None:
+        while not stop.is_set():
+            name = f"old-{len(decided)}"
+            try:
+                decide_as_the_old_release(old_engine, name)
+            except SQLAlchemyError as error:
+                failures.append(error)
+                return
+            decided.append(name)
+
+    writer = threading.Thread(target=old_release)
+    writer.start()
+    new = open_ledger(ledger_url, clock)
+    new.change_prices(priced)
+    told: list[str] = []
+    for turn in range(15):
+        new.record([batch([f"new-{turn}"])])
+        fresh = [name for name in list(decided) if name not in told]
+        reported = [*fresh, f"new-{turn}"]
+        assert submit(new, *map(outcome, reported)) == [JoinStatus.JOINED] * len(reported)
+        told += reported
+    new.close()
+    # Back: the new release is gone, the old one goes on.
+    seen = len(decided)
+    deadline = time.monotonic() + 60
+    while len(decided) < seen + 5 and not failures and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop.set()
+    writer.join()
+    assert failures == []
+
+    again = open_ledger(ledger_url, clock)
+    left = [name for name in decided if name not in told]
+    assert len(left) >= 5
+    assert submit(again, *map(outcome, left)) == [JoinStatus.JOINED] * len(left)
+    everything = [row[1] for row in matured(again)]
+    assert sorted(everything) == sorted([*told, *left])
+    assert again.counts().interactions == len(everything)
+    again.close()
+    # And its tables as it made them, once nobody needs what the new one added.
+    migrate(old_engine, "0001")
+    decide_as_the_old_release(old_engine, "alone")
