@@ -6,7 +6,6 @@ take turns, several rounds, so that a slow phase of the machine hits all of them
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -19,6 +18,7 @@ import uvloop
 
 from cluster.bench_soak import SHARE as SOAK_SHARE
 from cluster.bench_soak import Soak, soak
+from cluster.bench_swap import swap_under_load
 from cluster.bench_traffic import (
     batch_requests,
     noop_server,
@@ -27,7 +27,7 @@ from cluster.bench_traffic import (
     teach,
 )
 from cluster.client import ServiceClient
-from cluster.load import LoadSample, closed_loop, open_loop
+from cluster.load import OPEN_CONNECTIONS, LoadSample, closed_loop, open_loop
 from cluster.pipeline_rates import PipelineRates, pipeline_rates
 from cluster.process_use import cpu_seconds, memory_mb
 from cluster.service_process import ServiceProcess, service_process
@@ -38,11 +38,9 @@ LESSONS: Final = 600
 BATCH: Final = 64
 BATCH_CLIENTS: Final = 4
 WARM_UP_S: Final = 3.0
-OPEN_CONNECTIONS: Final = 64
 # Of the rate at saturation; the highest that keeps a bound is the frontier's point.
 FRONTIER_SHARES: Final = (0.2, 0.35, 0.5, 0.65, 0.8)
 P99_BOUNDS_MS: Final = (5.0, 10.0, 25.0, 50.0)
-SWAP_RATE: Final = 500
 SETTLE_TIMEOUT_S: Final = 60.0
 
 Progress = Callable[[str, int, int], None]
@@ -151,7 +149,10 @@ def _measure(
         rates = [round(share * saturation) for share in FRONTIER_SHARES]
         frontier = {rate: _at(plan, service, single, rate, show) for rate in rates}
         show("swapping versions under load")
-        swap, swap_samples = _run(_swap(service, client, single, plan.duration_s))
+        load = swap_under_load(
+            service.url, client, single, saturation=saturation, seconds=plan.duration_s
+        )
+        swap, swap_samples = _run(load)
         soaked = _soak(plan, service, client, single, saturation, show)
         show("counting what was recorded")
         samples = [warm, alone, *(r.http for r in rounds), *fixed.values(), *frontier.values()]
@@ -273,36 +274,6 @@ def _soak(
         seconds=plan.soak_s,
     )
     return _run(load)
-
-
-async def _swap(
-    service: ServiceProcess, client: ServiceClient, requests: Sequence[bytes], seconds: float
-) -> tuple[dict[str, Any], list[LoadSample]]:
-    """Promote another version under load; compare latency with the same load before."""
-
-    def load() -> Coroutine[Any, Any, LoadSample]:
-        return open_loop(
-            service.url,
-            requests,
-            rate_per_s=SWAP_RATE,
-            connections=OPEN_CONNECTIONS,
-            seconds=seconds,
-        )
-
-    before = await load()
-    during = asyncio.create_task(load())
-    await asyncio.sleep(seconds / 2)
-    move = await asyncio.to_thread(client.post, "/v1/versions/rollback", {"why": "benchmark"})
-    after = await during
-    swap_ms = (await asyncio.to_thread(client.get, "/v1/status"))["publisher"]["swap_ms"]
-    found = {
-        "p99_before_ms": before.percentile_ms(99),
-        "p99_during_ms": after.percentile_ms(99),
-        "swap_ms_max": max(swap_ms, default=None),
-        "replicas_swapped": move["replicas_swapped"],
-        "failed": before.failed + after.failed,
-    }
-    return found, [before, after]
 
 
 def _latency(sample: LoadSample) -> dict[str, Any]:

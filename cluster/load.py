@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 HEAD_END: Final = b"\r\n\r\n"
 CONTENT_LENGTH: Final = b"content-length:"
+# Connections of an open loop: far more than are busy while a service keeps up.
+OPEN_CONNECTIONS: Final = 64
 # How long answers are waited for once no more requests are sent.
 PATIENCE_S: Final = 30.0
 
