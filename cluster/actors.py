@@ -14,20 +14,25 @@ from cluster.tenants import rulebook
 from pipelines.aggregator import AggregatorActor
 from pipelines.comparison import JudgePlan
 from pipelines.guardrail import Guard
+from pipelines.keeper import KeeperActor
 from pipelines.metrics_actor import MetricsActor
 from pipelines.publisher import PublisherActor
 from pipelines.registry_actor import RegistryActor
 from pipelines.trainer_actor import TrainerActor
 from pipelines.training import TrainingPlan
 from policies.encoder import describe_encoder
+from policies.sharding import MAX_SHARDS
+from services.shards import KEEPER, aggregator_names
 
 READY_TIMEOUT_S: Final = 120.0
 # Prometheus asks every 15 s or so.
 OBSERVE_EVERY_S: Final = 5.0
 STOP_TIMEOUT_S: Final = 20.0
-# First to last: who is asked stands before who asks.
-STOPPABLE: Final = frozenset({"aggregator"})
-NAMES: Final = ("metrics", "aggregator", "publisher", "registry", "trainer")
+# First to last: who is asked stands before who asks, and the keeper exports when all is recorded.
+STOPPABLE: Final = frozenset({KEEPER, *aggregator_names(MAX_SHARDS)})
+NAMES: Final = (
+    "metrics", KEEPER, *aggregator_names(MAX_SHARDS), "publisher", "registry", "trainer",
+)  # fmt: skip
 # Of these, whom replicas do without while they serve the champion that was published last.
 LEARNING: Final = frozenset({"registry", "trainer"})
 
@@ -98,7 +103,7 @@ def _placement(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def stop_actors() -> None:
-    """End every actor, last started first; the aggregator finishes what it has in hand.
+    """End every actor, last started first; aggregators and keeper finish what they have in hand.
 
     The others may be ended at any moment: what they know is in ledger and registry.
     """
@@ -115,6 +120,11 @@ def stop_actors() -> None:
 def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
     """Return each actor's class and what its constructor needs."""
     place, plan = places(settings), training_plan(settings)
+    ledger = {
+        "ledger_url": place.ledger_url,
+        "rules": rulebook(settings),
+        "orphan_after_s": settings.orphan_after_s,
+    }
     return {
         "metrics": (
             MetricsActor,
@@ -124,19 +134,22 @@ def _classes(settings: Settings) -> Mapping[str, tuple[type, dict[str, Any]]]:
                 "webhook_secret": settings.event_webhook_secret,
                 "cost_ceiling_usd": settings.cost_ceiling_usd,
                 "observe_every_s": OBSERVE_EVERY_S,
+                "aggregators": aggregator_names(settings.aggregator_shards),
             },
         ),
-        "aggregator": (
-            AggregatorActor,
+        KEEPER: (
+            KeeperActor,
             {
-                "ledger_url": place.ledger_url,
+                **ledger,
                 "dataset_dir": place.dataset_dir,
-                "rules": rulebook(settings),
-                "orphan_after_s": settings.orphan_after_s,
                 "export_every_s": settings.export_every_s,
                 "retention_s": settings.ledger_retention_s,
             },
         ),
+        **{
+            name: (AggregatorActor, {**ledger, "shard": shard})
+            for shard, name in enumerate(aggregator_names(settings.aggregator_shards))
+        },
         "publisher": (PublisherActor, {"folder": place.publish_dir}),
         "registry": (
             RegistryActor,

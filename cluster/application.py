@@ -73,6 +73,7 @@ def router_args(settings: Settings) -> RouterArgs:
         record_flush_ms=settings.record_flush_ms,
         record_when_full=settings.record_when_full,
         spool_dir=place.spool_dir,
+        aggregator_shards=settings.aggregator_shards,
     )
 
 

@@ -15,6 +15,7 @@ from pipelines.quality_plan import Protocol, ReferenceSet
 from pipelines.replay_plan import Stream
 from policies.encoder_files import EncoderKind
 from policies.errors import InvalidRequest
+from policies.sharding import MAX_SHARDS
 
 bench = typer.Typer(help="Measure, with one JSON object for each figure.", no_args_is_help=True)
 
@@ -228,21 +229,37 @@ def bench_ledger(
     decisions: Annotated[
         int, typer.Option(help="Decisions recorded; half of them get an outcome.", min=20_000)
     ] = 100_000,
+    shards: Annotated[
+        int, typer.Option(help="Aggregators side by side.", min=1, max=MAX_SHARDS)
+    ] = 1,
+    compact: Annotated[
+        bool,
+        typer.Option(
+            help="At the end, let everything leave the ledger as if two days had passed, and say "
+            "how large its file is then."
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Measure durable feedback at the aggregator: one by one, in lists, as Arrow."""
+    """Measure durable feedback at the aggregators: one by one, in lists, as Arrow."""
     import tempfile
 
     from cluster.bench_ledger import LedgerPlan, run_ledger_benchmark
     from cluster.bench_report import show_ledger
 
     with tempfile.TemporaryDirectory(prefix="barp-ledger-", dir=folder) as place:
-        plan = LedgerPlan(ledger_url=ledger_url, folder=Path(place), decisions=decisions)
+        plan = LedgerPlan(
+            ledger_url=ledger_url,
+            folder=Path(place),
+            decisions=decisions,
+            shards=shards,
+            compact=compact,
+        )
         with steps_progress() as show:
             found = run_ledger_benchmark(plan, progress=show)
     show_ledger(found)
     if json:
-        print_json({name: value for name, value in found.items() if name != "detail"})
+        print_json(found)
 
 
 @bench.command("peers")

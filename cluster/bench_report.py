@@ -113,9 +113,15 @@ def show_ledger(found: dict[str, Any]) -> None:
     detail = found["detail"]
     console.print(
         f"{found['backend']}, every commit flushed; {detail['decisions']} decisions recorded at "
-        f"{detail['recorded_per_s']}/s; aggregator {detail['aggregator_mb']} MB, ledger "
-        f"{detail['ledger_mb']} MB, dataset {detail['dataset_mb']} MB"
+        f"{detail['recorded_per_s']}/s; aggregators: {found['shards']}, {detail['aggregator_mb']} "
+        f"MB each, keeper {detail['keeper_mb']} MB, ledger {detail['ledger_mb']} MB, dataset "
+        f"{detail['dataset_mb']} MB"
     )
+    if "compact_s" in detail:
+        console.print(
+            f"{detail['left']} decisions left the ledger in {detail['compact_s']} s: "
+            f"{detail['compacted_mb']} MB"
+        )
 
 
 def show_peers(found: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,17 +37,17 @@ SHARES: Final = {
     "controller": 7,
     "cluster": 3,
 }
+REPLICA: Final = "ray::ServeReplica:barp:Router"
+AGGREGATOR: Final = "ray::AggregatorActor"
 # How a part's processes are called.
 TITLES: Final = {
-    "replica": ("ray::ServeReplica:barp:Router",),
-    "aggregator": ("ray::AggregatorActor",),
+    "replica": (REPLICA,),
+    "aggregator": (AGGREGATOR, "ray::KeeperActor"),
     "proxy": ("/haproxy -db ", "ray::HAProxyManager"),
     "trainer": ("ray::TrainerActor",),
     "publisher": ("ray::PublisherActor",),
     "controller": ("ray::ServeController",),
 }
-# How many of each a whole service has. HAProxies that are about to go may stand beside the new one.
-WHOLE: Final = {"replica": REPLICAS}
 # `barp status` says how these are.
 REPORTED: Final = {"aggregator": "ledger", "trainer": "trainer", "publisher": "publisher"}
 RECOVERY_TIMEOUT_S: Final = 60.0
@@ -139,11 +139,13 @@ async def _under_load(
     recovery_s: dict[str, list[float]] = defaultdict(list)
     killed: dict[str, int] = dict.fromkeys(SHARES, 0)
     order = schedule(plan.kills, plan.seed)
+    # HAProxies that are about to go may stand beside the new one.
+    whole = {REPLICA: REPLICAS, AGGREGATOR: int(str(plan.settings.get("aggregator_shards", 1)))}
     every_s = 60.0 * plan.minutes / max(1, plan.kills)
     for number, part in enumerate(order):
         due = began + number * every_s
         await asyncio.sleep(max(CALM_S, due - time.monotonic()))
-        spent_s = await _kill(service, part, rng)
+        spent_s = await _kill(service, part, whole, rng)
         killed[part] += 1
         recovery_s[part].append(spent_s)
         progress(f"{number + 1} of {len(order)}: {part}, back after {spent_s:.1f} s")
@@ -153,13 +155,15 @@ async def _under_load(
     return recovery_s, killed
 
 
-async def _kill(service: ServiceProcess, part: str, rng: random.Random) -> float:
+async def _kill(
+    service: ServiceProcess, part: str, whole: Mapping[str, int], rng: random.Random
+) -> float:
     """Kill one process of a part; return after how many seconds it was back, at most 60."""
     victim = await _shoot(service, part, rng)
     began = time.monotonic()
     async with httpx.AsyncClient(base_url=service.url, timeout=PROBE_TIMEOUT_S) as http:
         while (spent_s := time.monotonic() - began) < RECOVERY_TIMEOUT_S:
-            if await _is_back(service, part, victim, http):
+            if await _is_back(service, part, victim, whole, http):
                 return spent_s
             await asyncio.sleep(PROBE_EVERY_S)
     return RECOVERY_TIMEOUT_S
@@ -182,14 +186,19 @@ async def _shoot(service: ServiceProcess, part: str, rng: random.Random) -> int:
 
 
 async def _is_back(
-    service: ServiceProcess, part: str, victim: int, http: httpx.AsyncClient
+    service: ServiceProcess,
+    part: str,
+    victim: int,
+    whole: Mapping[str, int],
+    http: httpx.AsyncClient,
 ) -> bool:
     """Say whether a part has all its processes again, and the service answers and is whole."""
     now = await asyncio.to_thread(_processes, service, part)
     if part == "cluster":
         # Nobody else answers: replicas of the one that was killed are no descendants of ours.
         now |= await asyncio.to_thread(_processes, service, "replica")
-    if any(victim in pids or len(pids) < WHOLE.get(part, 1) for pids in now.values()):
+        whole = {}
+    if any(victim in pids or len(pids) < whole.get(title, 1) for title, pids in now.items()):
         return False
     try:
         if (await http.get("/readyz")).status_code != httpx.codes.OK:

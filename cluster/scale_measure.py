@@ -27,7 +27,7 @@ CONNECTIONS: Final = 64
 KINDS: Final = {
     "proxy": ("haproxy",),
     "replica": ("ray::ServeReplica:barp:Router",),
-    "aggregator": ("ray::AggregatorActor",),
+    "aggregator": ("ray::AggregatorActor", "ray::KeeperActor"),
     "trainer": ("ray::TrainerActor",),
 }
 OTHER: Final = "ray"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -16,6 +16,7 @@ from pydantic_settings import (
 
 from pipelines.tenants import Signals
 from policies.encoder_files import EncoderKind
+from policies.sharding import MAX_SHARDS
 
 Ingress = Literal["haproxy", "python"]
 LEARNERS: Final = ("posterior", "barp-dr", "barp")
@@ -149,6 +150,13 @@ class Settings(BaseSettings):
         default=None,
         description="SQLAlchemy URL of the ledger; default is SQLite in state_dir. "
         "PostgreSQL: postgresql+psycopg://user@host/db.",
+    )
+    aggregator_shards: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_SHARDS,
+        description="Aggregators that take decisions and feedback side by side, each those of its "
+        "own decision ids; more than one needs PostgreSQL.",
     )
     wait_window_s: float = Field(
         default=86_400.0, gt=0, description="How long an outcome may take after its decision, s."
@@ -330,6 +338,18 @@ class Settings(BaseSettings):
         if not allowed:
             raise ValueError("must be `drop` or a quality from 0 to 1")
         return text
+
+    @field_validator("aggregator_shards")
+    @classmethod
+    def _side_by_side_on_postgresql(cls, value: int, info: ValidationInfo) -> int:
+        """Refuse shards on SQLite, where one process writes at a time; raises ValueError."""
+        url = info.data.get("ledger_url")
+        if value > 1 and not (url or "").startswith("postgresql"):
+            raise ValueError(
+                "must be 1 on SQLite, where writers only wait for each other; for more set "
+                "ledger_url to postgresql+psycopg://..."
+            )
+        return value
 
     @field_validator("storage_url", "dataset_dir", "artifact_dir", "encoder_dir")
     @classmethod

@@ -153,7 +153,7 @@ class Apprentice:
         """Take up what has come since the last step.
 
         Raises:
-            Unavailable: Registry or aggregator is away.
+            Unavailable: Registry or keeper is away.
         """
         newest = self._source.last_seq()
         champion, _ = self._registry.deciding()

@@ -41,7 +41,7 @@ def first_versions(
         The newest version of each kind.
 
     Raises:
-        Unavailable: Registry or aggregator is away.
+        Unavailable: Registry or keeper is away.
     """
     latest = latest_versions(registry, plan.encoder_id)
     for learner in learners:

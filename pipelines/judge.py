@@ -73,7 +73,7 @@ class Judge:
         """Look at what has come since the last step, and do what follows.
 
         Raises:
-            Unavailable: Registry or aggregator is away.
+            Unavailable: Registry or keeper is away.
         """
         champion, beside = self._registry.deciding()
         self.status.champion, self.status.beside = champion, beside

@@ -7,9 +7,7 @@ tables in `pipelines.schema`, the statements in `pipelines.ledger_sql`.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, Final
 
@@ -17,12 +15,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from sqlalchemy import Connection
-from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from pipelines import ledger_sql as sql
 from pipelines.answers import Answer, select_answers
 from pipelines.earnings import Earned, select_earned
 from pipelines.joining import MICROSECONDS, Group, Report
+from pipelines.ledger_database import LedgerDatabase
+from pipelines.ledger_locks import (
+    lock_all_decisions,
+    lock_decisions,
+    lock_free_slots,
+    lock_prices,
+)
 from pipelines.ledger_prices import insert_prices, select_price_history, select_prices
 from pipelines.ledger_retention import (
     MAX_FORGOTTEN,
@@ -37,13 +41,13 @@ from pipelines.ledger_rows import (
     interaction_table,
     report_rows,
 )
-from pipelines.migration import bring_up
-from pipelines.schema import is_durable, open_engine
+from pipelines.schema import is_durable
 from pipelines.tenants import Rulebook
 from policies.arms import PriceTable
-from policies.errors import InvalidRequest, Unavailable, UnknownArm
+from policies.errors import Unavailable, UnknownArm
 from policies.interaction import MAX_COST_USD, JoinStatus, LedgerCounts, Outcome
 from policies.reports import pack_statuses
+from policies.sharding import slot_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +58,8 @@ MAX_CLOSED: Final = 10_000
 class Ledger:
     """The durable join of decisions with what came back, on SQLite or PostgreSQL.
 
-    Writing transactions of one shard follow one another, in whatever process they run; a decision
-    and its outcomes always go to the same shard. Any thread may call.
+    Any number of processes may write: transactions that touch the same decisions follow one
+    another, so a decision need not always go to the same shard. Any thread may call.
 
     Args:
         url: SQLAlchemy URL, `sqlite:///path` or `postgresql+psycopg://...`.
@@ -82,13 +86,11 @@ class Ledger:
         self._clock, self._shard = clock, shard
         # Never out of date: a price table does not change once it has a version.
         self._prices: dict[int, PriceTable] = {}
-        self._preparing, self._prepared = threading.Lock(), False
-        with _database_errors():
-            self._engine = open_engine(url)
+        self._database = LedgerDatabase(url, shard=shard)
 
     def check(self) -> None:
         """Raise Unavailable where the database is away, or could lose what it acknowledges."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             durable = is_durable(connection)
         if not durable:
             raise Unavailable(
@@ -99,7 +101,7 @@ class Ledger:
 
     def close(self) -> None:
         """Give the connections back."""
-        self._engine.dispose()
+        self._database.close()
 
     def record(self, batches: Sequence[pa.RecordBatch]) -> list[int]:
         """Store decisions and join the outcomes that came before them.
@@ -114,7 +116,8 @@ class Ledger:
             InvalidRequest: Another schema, or a text that the database cannot hold.
         """
         rows = [decision_rows(batch, rules=self._rules) for batch in batches]
-        with self._writing() as connection:
+        with self._database.writing() as connection:
+            lock_decisions(connection, (row[0] for batch in rows for row in batch))
             new = [sql.insert_decisions(connection, batch) for batch in rows]
             ids = [decision_id for batch in new for decision_id in batch]
             early = sql.waiting_for(connection, ids)
@@ -161,8 +164,10 @@ class Ledger:
 
     def _submit(self, tenants: Sequence[str], reports: Sequence[Report]) -> list[JoinStatus]:
         """Apply reports one after another, and store what they change."""
-        with self._writing() as connection:
-            group = self._load(connection, {report.decision_id for report in reports})
+        with self._database.writing() as connection:
+            ids = {report.decision_id for report in reports}
+            lock_decisions(connection, ids)
+            group = self._load(connection, ids)
             statuses = list(map(group.receive, tenants, reports))
             totals = {
                 "outcomes": len(group.received),
@@ -176,14 +181,21 @@ class Ledger:
     def mature_expired(self, *, limit: int = MAX_CLOSED) -> int:
         """Close wait windows that are over: what is known by then is learned from.
 
+        Those of decisions that another process is at work on are left to it, or to the next call.
+
         Args:
             limit: Most windows to close in this transaction.
 
         Returns:
-            How many were closed; as many as `limit` means that there may be more.
+            How many were closed.
         """
-        with self._writing() as connection:
-            ids = sql.closing(connection, now=self._now(), limit=limit)
+        with self._database.writing() as connection:
+            now = self._now()
+            due = sql.closing(connection, now=now, limit=limit)
+            free = lock_free_slots(connection, due)
+            # Read once more: some may have been closed before the locks were ours.
+            due = sql.closing(connection, now=now, limit=limit)
+            ids = [decision_id for decision_id in due if slot_of(decision_id) in free]
             group = self._load(connection, ids)
             for decision_id in ids:
                 group.close(decision_id)
@@ -205,7 +217,8 @@ class Ledger:
         Returns:
             How many decisions went; as many as `limit` means that there may be more.
         """
-        with self._writing() as connection:
+        with self._database.writing() as connection:
+            lock_all_decisions(connection)
             now = self._now()
             before = now - round((self._rules.longest_window_s + retention_s) * MICROSECONDS)
             gone = delete_decisions(
@@ -218,12 +231,12 @@ class Ledger:
 
     def shrink(self) -> int:
         """Give some unused space back to the file system; return the pages, 0 when it is done."""
-        with self._writing() as connection:
+        with self._database.writing() as connection:
             return give_back(connection)
 
     def forgotten_seq(self) -> int:
         """Return the number up to which interactions may have left the ledger, 0 for none."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return sql.select_forgotten(connection)[0]
 
     def interactions(self, after_seq: int, limit: int) -> pa.Table:
@@ -233,13 +246,13 @@ class Ledger:
             after_seq: Only those with a higher sequence number.
             limit: Most rows to return.
         """
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             rows = sql.select_interactions(connection, after_seq=after_seq, limit=limit)
         return interaction_table(rows)
 
     def last_seq(self) -> int:
         """Return the sequence number given last, 0 where there is none."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return sql.select_last_seq(connection)
 
     def decision(self, decision_id: str) -> dict[str, Any] | None:
@@ -249,19 +262,19 @@ class Ledger:
         `outcomes` in the order they came, and `interaction` (seq, revision, quality, cost_usd,
         latency_ms, matured_at), None until it has matured.
         """
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             found = sql.select_decision(connection, decision_id)
         return None if found is None else decision_json(*found)
 
     def context(self, decision_id: str) -> NDArray[np.float32] | None:
         """Return a decision's context, shape (context_dim,); None where it is not kept."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             stored = sql.select_context(connection, decision_id)
         return None if stored is None else np.frombuffer(stored, dtype=VECTORS["context"])
 
     def earned(self, after_seq: int, up_to_seq: int, cost_ceiling_usd: float) -> list[Earned]:
         """Sum what interactions brought by version; see `select_earned`."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return select_earned(
                 connection,
                 after_seq=after_seq,
@@ -273,7 +286,7 @@ class Ledger:
         self, champion: int, canary: int, *, after_id: str, within_s: float, limit: int
     ) -> list[Answer]:
         """Read which decisions of two versions got feedback in time; see `select_answers`."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return select_answers(
                 connection,
                 champion=champion,
@@ -287,17 +300,17 @@ class Ledger:
     def counts(self) -> LedgerCounts:
         """Count what the ledger has seen, all shards together."""
         orphaned_before = self._now() - round(self._orphan_after_s * MICROSECONDS)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return sql.select_counts(connection, orphaned_before=orphaned_before)
 
     def prices(self) -> PriceTable:
         """Return the newest price table; an empty one, version 0, before the first."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return select_prices(connection)
 
     def price_history(self, versions: Collection[int]) -> dict[int, PriceTable]:
         """Return price tables by version; a version that never was is left out."""
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return select_price_history(connection, versions)
 
     def change_prices(self, change: Callable[[PriceTable], PriceTable]) -> PriceTable:
@@ -309,7 +322,8 @@ class Ledger:
         Returns:
             The newest table.
         """
-        with self._writing() as connection:
+        with self._database.writing() as connection:
+            lock_prices(connection)
             present = select_prices(connection)
             changed = change(present)
             if changed.arms == present.arms:
@@ -355,42 +369,3 @@ class Ledger:
     def _now(self) -> int:
         """Return the time in microseconds since the epoch."""
         return round(self._clock() * MICROSECONDS)
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """Open a transaction that no other writer of this shard overlaps; commit at its end."""
-        with _database_errors():
-            self._prepare()
-            with self._engine.begin() as connection:
-                sql.lock_shard(connection, self._shard)
-                yield connection
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        """Open a transaction that changes nothing."""
-        with _database_errors():
-            self._prepare()
-            with self._engine.connect() as connection:
-                yield connection
-
-    def _prepare(self) -> None:
-        """Create what is missing in the database; not at once, for it may be away at the start."""
-        with self._preparing:
-            if self._prepared:
-                return
-            bring_up(self._engine)
-            with self._engine.begin() as connection:
-                sql.ensure_rows(connection, self._shard)
-            self._prepared = True
-
-
-@contextmanager
-def _database_errors() -> Iterator[None]:
-    """Turn what the database says into our own errors, without the values it was given."""
-    try:
-        yield
-    except DataError as error:
-        raise InvalidRequest("the ledger's database cannot hold a value", field="ledger") from error
-    except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or type(error).__name__)[:200]
-        raise Unavailable(f"the ledger's database failed: {reason}", field="ledger") from error

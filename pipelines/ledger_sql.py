@@ -39,9 +39,6 @@ def _columns(table: Table, *names: str) -> Select[Any]:
 
 
 # Built once: to build one takes SQLAlchemy longer than the database to answer it.
-_LOCK: Final = (
-    update(tallies).where(tallies.c.shard == bindparam("own")).values(shard=tallies.c.shard)
-)
 _TAKE_NUMBERS: Final = (
     update(sequence)
     .values(last_seq=sequence.c.last_seq + bindparam("total"))
@@ -54,11 +51,6 @@ _ADD_TOTALS: Final = (
 )
 _FORGOTTEN: Final = select(sequence.c.forgotten_seq, sequence.c.forgotten_at)
 _DECIDED_AT: Final = DECISION_COLUMNS.index("decided_at")
-
-
-def lock_shard(connection: Connection, shard: int) -> None:
-    """Wait for the other writers of this shard; on SQLite for all writers."""
-    connection.execute(_LOCK, {"own": shard})
 
 
 def ensure_rows(connection: Connection, shard: int) -> None:
@@ -79,7 +71,7 @@ def insert_decisions(connection: Connection, rows: Sequence[tuple[Any, ...]]) ->
     by_id: dict[str, tuple[Any, ...]] = {}
     for row in rows:
         by_id.setdefault(row[0], row)
-    # Nobody else adds any of them meanwhile: they are this shard's, and the shard is locked.
+    # Nobody else adds any of them meanwhile: their slots are locked.
     for (stored,) in rows_of(connection, "decisions", ("decision_id",), by_id.keys()):
         del by_id[stored]
     # Read after the ids: what has left between the two statements is then known to have left.
@@ -128,6 +120,8 @@ def store_group(connection: Connection, group: Group) -> None:
     insert_rows(connection, "outcomes", RECEIVED, sorted(group.received, key=_first))
     if not group.matured:
         return
+    close_decisions(connection, [one.decision_id for one in group.matured if one.revision == 0])
+    # From here to the commit all writers wait for this one.
     total = len(group.matured)
     last_seq = connection.execute(_TAKE_NUMBERS, {"total": total}).scalar_one()
     matured = [
@@ -135,7 +129,6 @@ def store_group(connection: Connection, group: Group) -> None:
         for seq, one in enumerate(group.matured, start=last_seq - total + 1)
     ]
     insert_rows(connection, "interactions", _MATURED, sorted(matured, key=_first))
-    close_decisions(connection, [one.decision_id for one in group.matured if one.revision == 0])
 
 
 def mark_joined(connection: Connection, decision_ids: Sequence[str]) -> None:

@@ -41,6 +41,7 @@ class MetricsActor:
         webhook_secret: SecretStr | None = None,
         cost_ceiling_usd: float = 0.01,
         observe_every_s: float | None = None,
+        aggregators: Sequence[str] = (),
     ) -> None:
         """Read back the events there are, and begin to send new ones to the webhook.
 
@@ -51,6 +52,7 @@ class MetricsActor:
             cost_ceiling_usd: USD at and above which a call counts as fully expensive.
             observe_every_s: How often the other actors are asked what they know, seconds; None
                 never does.
+            aggregators: Names of the aggregators, for that.
         """
         self._hub = MetricsHub(clock=time.monotonic)
         folder = Path(events_dir)
@@ -71,7 +73,9 @@ class MetricsActor:
             )
             # Kept: the loop itself holds tasks only weakly.
             self._sending = asyncio.get_running_loop().create_task(self._webhook.run())
-        self._observer = Observer(call, clock=time.time, cost_ceiling_usd=cost_ceiling_usd)
+        self._observer = Observer(
+            call, clock=time.time, cost_ceiling_usd=cost_ceiling_usd, aggregators=aggregators
+        )
         if observe_every_s is not None:
             self._observing = asyncio.get_running_loop().create_task(self._observe(observe_every_s))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 from pipelines.earnings import Earned
 from pipelines.metrics import Sample
@@ -13,7 +14,6 @@ from policies.errors import RouterError, Unavailable
 
 logger = logging.getLogger(__name__)
 
-PARTS: Final = ("aggregator", "publisher", "registry", "trainer")
 Call = Callable[..., Any]
 Gauge = tuple[str, float, Mapping[str, str]]
 
@@ -25,10 +25,25 @@ class Observer:
         call: Calls a method of a named actor: `call(actor, method, *args)`; may block.
         clock: Seconds since the epoch, UTC.
         cost_ceiling_usd: USD at and above which a call counts as fully expensive.
+        aggregators: Names of the aggregators.
     """
 
-    def __init__(self, call: Call, *, clock: Callable[[], float], cost_ceiling_usd: float) -> None:
+    def __init__(
+        self,
+        call: Call,
+        *,
+        clock: Callable[[], float],
+        cost_ceiling_usd: float,
+        aggregators: Sequence[str],
+    ) -> None:
         self._call, self._clock, self._ceiling = call, clock, cost_ceiling_usd
+        self._parts: dict[str, Callable[[], Iterable[Gauge]]] = {
+            "keeper": self._keeper,
+            **{name: partial(self._aggregator, name) for name in aggregators},
+            "publisher": self._publisher,
+            "registry": self._registry,
+            "trainer": self._trainer,
+        }
         self._earned: dict[int, Earned] = {}
         self._earned_to: int | None = None
         self._trained: tuple[int, float | None] | None = None
@@ -37,9 +52,9 @@ class Observer:
     def observe(self) -> None:
         """Ask every actor once; one that is away is shown to be, and its numbers are left out."""
         samples: list[Sample] = []
-        for part in PARTS:
+        for part, asked in self._parts.items():
             try:
-                gauges = list(getattr(self, f"_{part}")())
+                gauges = list(asked())
             except Unavailable as error:
                 logger.info("not observed: %s", error)
                 gauges = [("barp_part_up", 0.0, {"part": part})]
@@ -51,16 +66,16 @@ class Observer:
             samples += [_sample(*gauge) for gauge in gauges]
         self.samples = samples
 
-    def _aggregator(self) -> Iterator[Gauge]:
+    def _keeper(self) -> Iterator[Gauge]:
         """Say what the ledger holds, and what each version has earned."""
-        counts = self._call("aggregator", "counts")
+        counts = self._call("keeper", "counts")
         for name in ("decisions", "outcomes", "joined", "duplicates", "expired", "interactions"):
             yield f"barp_ledger_{name}_total", getattr(counts, name), {}
         yield "barp_rewards_pending", counts.pending, {}
         yield "barp_rewards_orphaned", counts.orphaned, {}
         if self._earned_to is None:
             self._earned_to = counts.last_seq
-        new = self._call("aggregator", "earned", self._earned_to, counts.last_seq, self._ceiling)
+        new = self._call("keeper", "earned", self._earned_to, counts.last_seq, self._ceiling)
         self._earned_to = counts.last_seq
         for one in new:
             self._earned[one.policy_version] = _plus(self._earned.get(one.policy_version), one)
@@ -71,6 +86,11 @@ class Observer:
             yield "barp_cost_usd_total", earned.cost_usd, label
             yield "barp_reward_gain_total", earned.gain, label
             yield "barp_reward_loss_total", earned.loss, label
+
+    def _aggregator(self, name: str) -> Iterable[Gauge]:
+        """See whether one takes decisions and outcomes."""
+        self._call(name, "ready")
+        return ()
 
     def _publisher(self) -> Iterator[Gauge]:
         """Say what is published, and how far behind each replica is."""

@@ -264,13 +264,13 @@ def _deciding(publication: Publication) -> tuple[int, Mapping[str, bytes], Canar
 
 
 class PublisherActor:
-    """The publisher as a named Ray actor; prices it missed are read back from the aggregator."""
+    """The publisher as a named Ray actor; prices it missed are read back from the keeper."""
 
-    def __init__(self, folder: str, *, aggregator: str = "aggregator") -> None:
+    def __init__(self, folder: str, *, keeper: str = "keeper") -> None:
         """Restore from the pointer, then catch up on prices in the background."""
         self._publisher = Publisher(folder, put=ray.put, clock=time.time)
         self._publisher.restore()
-        self._aggregator = aggregator
+        self._keeper = keeper
         # Kept: the loop itself holds tasks only weakly.
         self._catching_up = asyncio.get_running_loop().create_task(self._catch_up_on_prices())
 
@@ -300,10 +300,10 @@ class PublisherActor:
         return asdict(self._publisher.status())
 
     async def _catch_up_on_prices(self) -> None:
-        """Ask the aggregator until it answers once; later changes it sends by itself."""
+        """Ask the keeper until it answers once; later changes come from an aggregator."""
         while True:
             try:
-                prices = await asyncio.to_thread(call, self._aggregator, "prices")
+                prices = await asyncio.to_thread(call, self._keeper, "prices")
                 await self._publisher.publish_prices(prices)
             except Unavailable as error:
                 logger.warning("prices not read back yet: %s", error)

@@ -79,7 +79,7 @@ def rebuild(
     Raises:
         UnknownVersion: There is no such version.
         ArtifactError: Its files or its parent's are gone or damaged.
-        Unavailable: Registry or aggregator is away.
+        Unavailable: Registry or keeper is away.
     """
     stored = store.artifact(version)
     training = stored.training

@@ -130,7 +130,7 @@ class RemoteRegistry:
 
 
 class RemoteInteractions:
-    """The aggregator actor, as the trainer reads it."""
+    """The keeper actor, as the trainer reads it."""
 
     def __init__(self, actor: str) -> None:
         self._actor = actor

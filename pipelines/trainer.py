@@ -69,7 +69,7 @@ class Trainer:
         """See to it that each learner has a version and that one serves; then do nothing.
 
         Raises:
-            Unavailable: Registry or aggregator is away.
+            Unavailable: Registry or keeper is away.
         """
         latest = first_versions(self._learners, self._registry, self._source, self._plan)
         cutoffs = [cutoff(version) for version in latest.values()]
@@ -88,7 +88,7 @@ class Trainer:
         A learner that fails is counted and left out; its rows wait for its next turn.
 
         Raises:
-            Unavailable: Registry or aggregator is away.
+            Unavailable: Registry or keeper is away.
         """
         newest = self._source.last_seq()
         self._heldout.refresh(self._source)

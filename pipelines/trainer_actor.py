@@ -66,10 +66,10 @@ class TrainerActor:
         poll_s: float = 0.5,
         judging: JudgePlan | None = None,
         judge_every_s: float = 1.0,
-        aggregator: str = "aggregator",
+        keeper: str = "keeper",
         registry: str = "registry",
     ) -> None:
-        """Start to look for new interactions; registry and aggregator may come up later.
+        """Start to look for new interactions; registry and keeper may come up later.
 
         With a plan for judging, trials and the guardrail run beside the trainings, in a thread of
         their own: a training may take longer than a harmful version may serve. Where one model
@@ -77,7 +77,7 @@ class TrainerActor:
         """
         self._plan, self._kinds = plan, tuple(learners)
         self._num_learners, self._learner_cpus = num_learners, learner_cpus
-        self._aggregator, self._registry = aggregator, registry
+        self._keeper, self._registry = keeper, registry
         self._trainer: Trainer | None = None
         self._events = EventOutbox()
         self._failures, self._last_failure, self._judge_failures = 0, "", 0
@@ -135,7 +135,7 @@ class TrainerActor:
             return
         if self._plan.apprentice is not None:
             self._apprentice = self._apprentice or Apprentice(
-                RemoteInteractions(self._aggregator),
+                RemoteInteractions(self._keeper),
                 RemoteRegistry(self._registry),
                 model=self._plan.apprentice,
                 cost_ceiling_usd=self._plan.cost_ceiling_usd,
@@ -144,7 +144,7 @@ class TrainerActor:
             self._apprentice.step()
         elif self._judging is not None:
             self._judge = self._judge or Judge(
-                RemoteInteractions(self._aggregator),
+                RemoteInteractions(self._keeper),
                 RemoteRegistry(self._registry),
                 plan=self._judging,
                 events=self._events,
@@ -182,7 +182,7 @@ class TrainerActor:
         if self._trainer is None:
             trainer = Trainer(
                 _learners(self._kinds, self._num_learners, self._learner_cpus),
-                source=RemoteInteractions(self._aggregator),
+                source=RemoteInteractions(self._keeper),
                 registry=RemoteRegistry(self._registry),
                 plan=self._plan,
                 code=code_version(Path(__file__).parents[1]),

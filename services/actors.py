@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +35,11 @@ Sample = tuple[str, dict[str, str], float, str]
 logger = logging.getLogger(__name__)
 
 
-class AggregatorPort(Protocol):
-    """The ledger's actor: decisions, outcomes, price table."""
+class ShardPort(Protocol):
+    """One aggregator: takes decisions and outcomes in, and changes prices."""
+
+    async def ready(self) -> None:
+        """Return when its ledger is there; raises Unavailable."""
 
     async def record(self, batch: pa.RecordBatch) -> int:
         """Store decisions, schema DECISION_SCHEMA; return how many were new."""
@@ -46,6 +49,19 @@ class AggregatorPort(Protocol):
 
     async def submit_batch(self, reports: pa.RecordBatch) -> bytes:
         """Store outcomes, schema REPORT_SCHEMA, durably; one byte each, `unpack_statuses`."""
+
+    async def put_arm(self, arm: Arm) -> PriceTable:
+        """Add or replace an arm; return the new table."""
+
+    async def patch_arm(self, name: str, changes: dict[str, float | int]) -> PriceTable:
+        """Change some prices of an arm; return the new table."""
+
+    async def delete_arm(self, name: str) -> PriceTable:
+        """Take an arm out; return the new table."""
+
+
+class KeeperPort(Protocol):
+    """The ledger's reader."""
 
     async def decision(self, decision_id: str) -> dict[str, Any] | None:
         """Return a decision's columns and what came back; None where it is not recorded."""
@@ -62,14 +78,9 @@ class AggregatorPort(Protocol):
     async def prices(self) -> PriceTable:
         """Return the price table of now."""
 
-    async def put_arm(self, arm: Arm) -> PriceTable:
-        """Add or replace an arm; return the new table."""
 
-    async def patch_arm(self, name: str, changes: dict[str, float | int]) -> PriceTable:
-        """Change some prices of an arm; return the new table."""
-
-    async def delete_arm(self, name: str) -> PriceTable:
-        """Take an arm out; return the new table."""
+class AggregatorPort(ShardPort, KeeperPort, Protocol):
+    """All aggregators and the keeper as one: decisions, outcomes, price table."""
 
 
 class RegistryPort(Protocol):
@@ -145,6 +156,10 @@ class Ports:
     metrics: MetricsPort
 
 
+class Gone(Unavailable):
+    """There is no actor of that name, or it is dead or restarting; it did not fail by itself."""
+
+
 def _find(name: str) -> Any:
     """Look an actor up; raises ValueError where there is none of that name."""
     return ray.get_actor(name, namespace=NAMESPACE)
@@ -154,7 +169,7 @@ class NamedActor:
     """A Ray actor by name, with its methods as plain coroutine functions.
 
     Found when first called, and once more when a call says that it died. Errors of our own tree
-    arrive as themselves; everything else that goes wrong on the way is Unavailable.
+    arrive as themselves; everything else that goes wrong on the way is Unavailable, or Gone.
     """
 
     def __init__(
@@ -174,7 +189,7 @@ class NamedActor:
         return partial(self._call, method)
 
     async def _call(self, method: str, *args: object, **kwargs: object) -> Any:
-        """Call once, and again when the actor proves dead; raises Unavailable."""
+        """Call once, and again when the actor proves dead; raises Unavailable, or Gone."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 try:
@@ -187,11 +202,15 @@ class NamedActor:
             if isinstance(cause, RouterError):
                 raise cause from None
             logger.exception("%s.%s failed", self._name, method)
-            raise self._away(f"failed with {type(cause).__name__}") from error
-        except (RayError, ValueError, TimeoutError) as error:
+            what = f"{self._name} failed with {type(cause).__name__}; try again"
+            raise Unavailable(what, field=self._name) from error
+        except (RayActorError, ValueError) as error:
             # ValueError: ray.get_actor knows no actor of that name.
             self._handle = None
-            raise self._away(f"does not answer ({type(error).__name__})") from error
+            raise Gone(self._says(error), field=self._name) from error
+        except (RayError, TimeoutError) as error:
+            self._handle = None
+            raise Unavailable(self._says(error), field=self._name) from error
 
     async def _call_once(self, method: str, *args: object, **kwargs: object) -> Any:
         if self._handle is None:
@@ -199,16 +218,5 @@ class NamedActor:
             self._handle = await asyncio.to_thread(self._find, self._name)
         return await getattr(self._handle, method).remote(*args, **kwargs)
 
-    def _away(self, what: str) -> Unavailable:
-        return Unavailable(f"{self._name} {what}; try again", field=self._name)
-
-
-def named_ports() -> Ports:
-    """Return the ports of the running cluster's actors; none is looked up before it is called."""
-    return Ports(
-        aggregator=cast(AggregatorPort, NamedActor("aggregator")),
-        registry=cast(RegistryPort, NamedActor("registry")),
-        publisher=cast(PublisherPort, NamedActor("publisher", timeout_s=POLL_TIMEOUT_S)),
-        trainer=cast(TrainerPort, NamedActor("trainer", timeout_s=TRAINING_TIMEOUT_S)),
-        metrics=cast(MetricsPort, NamedActor("metrics")),
-    )
+    def _says(self, error: Exception) -> str:
+        return f"{self._name} does not answer ({type(error).__name__}); try again"

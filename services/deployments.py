@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from policies.encoder import load_encoder
 from policies.learners import load_policy
-from services.actors import Ports, named_ports
+from services.actors import Ports
 from services.api import Api
 from services.champion import ChampionSource
 from services.decision_ids import DecisionIds
@@ -30,6 +30,7 @@ from services.operations import Operations
 from services.recorder import Recorder
 from services.router import Router, RouterArgs
 from services.scaling import IN_FLIGHT, at_most_double
+from services.shards import named_ports
 from services.shortcut import mount
 from services.spool import Spool
 
@@ -134,7 +135,7 @@ class RouterDeployment:
             encoder: The encoder's deployment; None encodes in this replica.
         """
         replica_id = serve.get_replica_context().replica_id.unique_id
-        ports, metrics = named_ports(), ReplicaMetrics()
+        ports, metrics = named_ports(args.aggregator_shards), ReplicaMetrics()
         prompts = await _encoder(args, encoder)
         self._champion = ChampionSource(
             ports.publisher,

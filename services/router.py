@@ -44,6 +44,7 @@ class RouterArgs:
         record_when_full: With a full buffer, drop the record or make the request wait.
         spool_dir: Folder on the node's own disk that keeps decisions until they are recorded; None
             keeps them in memory alone.
+        aggregator_shards: How many aggregators take decisions and outcomes.
         start_timeout_s: How long a new replica waits for its first champion, seconds.
     """
 
@@ -66,6 +67,7 @@ class RouterArgs:
     record_flush_ms: float = 50.0
     record_when_full: Literal["drop", "wait"] = "wait"
     spool_dir: Path | None = None
+    aggregator_shards: int = 1
     start_timeout_s: float = 60.0
 
 

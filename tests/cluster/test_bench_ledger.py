@@ -26,7 +26,7 @@ def test_every_way_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     rates = {"single_per_s", "batched_per_s", "arrow_per_s", "p99_ms", "joined_per_s"}
-    assert found.keys() == rates | {"fsync", "backend"}
+    assert found.keys() == rates | {"fsync", "backend", "shards", "detail"}
     assert all(found[name] > 0 for name in rates)
     assert (found["fsync"], found["backend"]) == (True, "sqlite")
     assert list(tmp_path.iterdir()) == []

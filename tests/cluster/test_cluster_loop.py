@@ -164,7 +164,7 @@ def test_replicas_are_spread_and_actors_are_where_they_were_sent(cluster: RayClu
     assert max(nodes.values()) <= 2
     where = cluster.where()
     actors = {name: where["nodes"][node] for name, kind, node in where["actors"] if name}
-    for name in ("aggregator", "registry", "publisher", "trainer", "metrics"):
+    for name in ("aggregator-0", "keeper", "registry", "publisher", "trainer", "metrics"):
         assert actors[name] == "head"
 
 

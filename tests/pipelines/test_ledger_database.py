@@ -33,7 +33,7 @@ def test_commits_are_flushed_to_disk(ledger: Ledger) -> None:
 
 def test_sqlite_reads_back_synchronous_full_and_write_ahead_log(tmp_path: Path) -> None:
     ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", Clock())
-    with ledger._reading() as connection:
+    with ledger._database.reading() as connection:
         assert connection.execute(text("PRAGMA synchronous")).scalar_one() == 2
         assert connection.execute(text("PRAGMA journal_mode")).scalar_one() == "wal"
     ledger.close()

@@ -361,7 +361,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def die_while_forgetting(self, step: int) -> None:
         """Die between two statements: all of the transaction is there, or nothing."""
         try:
-            with dying_at_statement(self.ledger._engine, step):
+            with dying_at_statement(self.ledger._database.engine, step):
                 self._forget(500)
             self.model.forget(self.clock.now)
         except Broken:

@@ -18,6 +18,7 @@ from policies.interaction import Outcome
 CEILING_USD = 0.01
 COUNTS = {"decisions": 9, "outcomes": 8, "joined": 6, "duplicates": 1, "expired": 0}
 COUNTS |= {"interactions": 5, "pending": 1, "orphaned": 1, "last_seq": 5}
+AGGREGATORS = ("aggregator-0", "aggregator-1")
 
 
 class Actors:
@@ -29,7 +30,9 @@ class Actors:
             Earned(policy_version=4, interactions=2, quality=1.5, cost_usd=0.02, gain=1.0, loss=0.5)
         ]
         self.answers: dict[tuple[str, str], Any] = {
-            ("aggregator", "counts"): SimpleNamespace(**COUNTS),
+            ("keeper", "counts"): SimpleNamespace(**COUNTS),
+            ("aggregator-0", "ready"): None,
+            ("aggregator-1", "ready"): None,
             ("publisher", "status"): {
                 "version": 4,
                 "price_version": 2,
@@ -65,7 +68,9 @@ def observed(observer: Observer) -> dict[tuple[str, tuple[tuple[str, str], ...]]
 
 
 def test_every_part_is_seen() -> None:
-    values = observed(Observer(Actors(), clock=Clock(), cost_ceiling_usd=CEILING_USD))
+    values = observed(
+        Observer(Actors(), clock=Clock(), cost_ceiling_usd=CEILING_USD, aggregators=AGGREGATORS)
+    )
 
     assert values["barp_rewards_pending", ()] == 1
     assert values["barp_replica_stale_seconds", (("replica", "a"),)] == 0
@@ -77,17 +82,23 @@ def test_every_part_is_seen() -> None:
 
 def test_a_part_that_is_away_is_shown_to_be_and_hides_no_other() -> None:
     actors = Actors()
-    actors.away = {"publisher"}
+    actors.away = {"publisher", "aggregator-1"}
 
-    values = observed(Observer(actors, clock=Clock(), cost_ceiling_usd=CEILING_USD))
+    values = observed(
+        Observer(actors, clock=Clock(), cost_ceiling_usd=CEILING_USD, aggregators=AGGREGATORS)
+    )
 
     assert values["barp_part_up", (("part", "publisher"),)] == 0
-    assert values["barp_part_up", (("part", "aggregator"),)] == 1
+    assert values["barp_part_up", (("part", "keeper"),)] == 1
+    assert values["barp_part_up", (("part", "aggregator-0"),)] == 1
+    assert values["barp_part_up", (("part", "aggregator-1"),)] == 0
     assert ("barp_champion_version", ()) not in values
 
 
 def test_what_versions_earned_adds_up() -> None:
-    observer = Observer(Actors(), clock=Clock(), cost_ceiling_usd=CEILING_USD)
+    observer = Observer(
+        Actors(), clock=Clock(), cost_ceiling_usd=CEILING_USD, aggregators=AGGREGATORS
+    )
     observer.observe()
 
     values = observed(observer)
@@ -98,7 +109,9 @@ def test_what_versions_earned_adds_up() -> None:
 
 
 def test_names_say_which_numbers_only_grow() -> None:
-    observer = Observer(Actors(), clock=Clock(), cost_ceiling_usd=CEILING_USD)
+    observer = Observer(
+        Actors(), clock=Clock(), cost_ceiling_usd=CEILING_USD, aggregators=AGGREGATORS
+    )
     observer.observe()
     assert {
         name.endswith("_total") for name, _, _, kind in observer.samples if kind == "counter"

@@ -41,7 +41,7 @@ class Actors:
         self.suffix = uuid.uuid4().hex[:8]
         self.uri, self.artifacts = f"sqlite:///{folder / 'mlflow.db'}", str(folder / "artifacts")
         self.publisher = self.start(
-            PublisherActor, "publisher", str(folder / "published"), aggregator="none"
+            PublisherActor, "publisher", str(folder / "published"), keeper="none"
         )
         self.registry = self.start_registry("registry", publisher=f"publisher-{self.suffix}")
         for level in (1.0, 2.0):

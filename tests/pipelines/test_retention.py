@@ -30,6 +30,7 @@ from pipelines.aggregator import Aggregator
 from pipelines.archive import Archive
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
 from pipelines.dataset_parts import MERGE_PARTS, Part, mergeable
+from pipelines.keeper import Keeper
 from pipelines.ledger import Ledger
 from pipelines.migration import VERSION_TABLE
 from pipelines.tenants import Rulebook, TenantRules
@@ -149,7 +150,7 @@ def test_orphans_leave_and_still_count(
     assert before.orphaned == 2
     forget(ledger, dataset)
     assert ledger.counts() == before
-    with ledger._reading() as connection:
+    with ledger._database.reading() as connection:
         assert connection.execute(text("SELECT count(*) FROM outcomes")).scalar_one() == 0
 
 
@@ -220,7 +221,7 @@ def test_a_transaction_that_dies_takes_nothing(
     before, step = ledger.interactions(0, 10), 0
     while True:
         try:
-            with dying_at_statement(ledger._engine, step):
+            with dying_at_statement(ledger._database.engine, step):
                 gone = forget(ledger, dataset)
             break
         except Broken:
@@ -252,7 +253,7 @@ def test_a_sqlite_file_stays_bounded(tmp_path: Path) -> None:
 
 
 def _pages(ledger: Ledger) -> int:
-    with ledger._reading() as connection:
+    with ledger._database.reading() as connection:
         return int(connection.execute(text("PRAGMA page_count")).scalar_one())
 
 
@@ -400,16 +401,25 @@ def test_few_parts_remain_and_rows_are_seldom_written_again(sizes: list[int]) ->
     assert written <= 11 * total, "each merge at least doubles a row's part: 2 ** 11 > 2000"
 
 
-def test_the_aggregator_keeps_its_ledger_small(
+def test_keeper_and_aggregator_keep_the_ledger_small(
     ledger_url: str, clock: Clock, tmp_path: Path
 ) -> None:
     async def main() -> None:
         dataset = InteractionDataset(tmp_path / "interactions")
         aggregator = Aggregator(
+            open_ledger(ledger_url, clock), announce=lambda table: None, events=EventList()
+        )
+        loop = asyncio.get_running_loop()
+
+        def forget(retention_s: float, exported_seq: int) -> int:
+            """Ask the aggregator from a thread, as the actor does."""
+            asked = aggregator.forget(retention_s, exported_seq)
+            return asyncio.run_coroutine_threadsafe(asked, loop).result()
+
+        keeper = Keeper(
             open_ledger(ledger_url, clock),
             dataset,
-            announce=lambda table: None,
-            events=EventList(),
+            forget=forget,
             export_every_s=3600,
             retention_s=RETENTION_S,
         )
@@ -418,23 +428,22 @@ def test_the_aggregator_keeps_its_ledger_small(
             for name in ids:
                 await aggregator.record(batch([name]))
                 await aggregator.submit(TENANT, [Outcome(decision_id=name, quality=1, cost_usd=0)])
-                await aggregator.export()
-            rows = await aggregator.interactions(0, 100)
-            counts = await aggregator.counts()
+                await keeper.export()
+            rows = await keeper.interactions(0, 100)
+            counts = await keeper.counts()
             assert len(dataset.parts()) == MERGE_PARTS
             clock.now = START_S + OLD_S
-            assert await aggregator.compact() == MERGE_PARTS
+            assert await keeper.compact() == MERGE_PARTS
             assert len(dataset.parts()) == 1
-            assert (await aggregator.interactions(0, 100)).equals(rows)
-            assert await aggregator.counts() == counts
-            shown = await aggregator.decision(ids[0])
+            assert (await keeper.interactions(0, 100)).equals(rows)
+            assert await keeper.counts() == counts
+            shown = await keeper.decision(ids[0])
             assert shown is not None and shown["interaction"]["quality"] == 1
-            assert await aggregator.context(ids[0]) is not None
-            assert [one.interactions for one in await aggregator.earned(0, 100, 1.0)] == [
-                MERGE_PARTS
-            ]
+            assert await keeper.context(ids[0]) is not None
+            assert [one.interactions for one in await keeper.earned(0, 100, 1.0)] == [MERGE_PARTS]
         finally:
             await aggregator.stop()
+            await keeper.stop()
 
     asyncio.run(main())
 

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from pipelines.aggregator import AggregatorActor
+from pipelines.keeper import KeeperActor
 from pipelines.publisher import PublisherActor
 from pipelines.registry_actor import RegistryActor
 from pipelines.tenants import Rulebook, TenantRules
@@ -46,24 +47,29 @@ class Loop:
     def __init__(self, folder: Path) -> None:
         suffix = uuid.uuid4().hex[:8]
         names = {
-            part: f"{part}-{suffix}" for part in ("aggregator", "publisher", "registry", "trainer")
+            part: f"{part}-{suffix}"
+            for part in ("aggregator", "keeper", "publisher", "registry", "trainer")
         }
         published, artifacts = str(folder / "published"), str(folder / "artifacts")
+        ledger: dict[str, Any] = {
+            "ledger_url": f"sqlite:///{folder / 'ledger.db'}",
+            "rules": Rulebook(default=TenantRules(wait_window_s=3600.0)),
+            "orphan_after_s": 60.0,
+        }
         made: dict[str, tuple[type, dict[str, Any]]] = {
-            "aggregator": (
-                AggregatorActor,
+            "keeper": (
+                KeeperActor,
                 {
-                    "ledger_url": f"sqlite:///{folder / 'ledger.db'}",
+                    **ledger,
                     "dataset_dir": str(folder / "interactions"),
-                    "rules": Rulebook(default=TenantRules(wait_window_s=3600.0)),
-                    "orphan_after_s": 60.0,
                     "export_every_s": 1.0,
-                    "publisher": names["publisher"],
+                    "aggregator": names["aggregator"],
                 },
             ),
+            "aggregator": (AggregatorActor, {**ledger, "publisher": names["publisher"]}),
             "publisher": (
                 PublisherActor,
-                {"folder": published, "aggregator": names["aggregator"]},
+                {"folder": published, "keeper": names["keeper"]},
             ),
             "registry": (
                 RegistryActor,
@@ -78,7 +84,7 @@ class Loop:
                 {
                     "plan": PLAN,
                     "poll_s": 0.1,
-                    "aggregator": names["aggregator"],
+                    "keeper": names["keeper"],
                     "registry": names["registry"],
                 },
             ),
@@ -102,7 +108,7 @@ class Loop:
 
 @pytest.fixture
 def loop(ray_local: None, registry_dir: Path) -> Iterator[Loop]:
-    """All four actors, ended with the test."""
+    """All five actors, ended with the test."""
     made = Loop(registry_dir)
     yield made
     for actor in reversed(made.actors.values()):
@@ -113,7 +119,7 @@ def test_outcomes_become_a_version_that_knows_better_and_serves(loop: Loop) -> N
     for name in ARMS:
         loop.ask("aggregator", "put_arm", Arm(name=name, usd_per_call=0.001))
     loop.ask("trainer", "ready")
-    prices = loop.ask("aggregator", "prices")
+    prices = loop.ask("keeper", "prices")
     first = {info.kind: info.version for info in loop.ask("registry", "versions")}
 
     feed(loop, 600, price_version=prices.version)

@@ -70,7 +70,7 @@ def actors(ray_local: None, encoder_dir: Path) -> Iterator[dict[str, Any]]:
     )
 
     started = {
-        "aggregator": named(FakeAggregator, "aggregator"),
+        "aggregator": named(FakeAggregator, "aggregator-0"),
         "publisher": named(OnePublication, "publisher", publication),
         "metrics": named(FakeMetrics, "metrics"),
     }

@@ -64,6 +64,10 @@ class FakeAggregator:
         if self.away:
             raise Unavailable("aggregator does not answer; try again", field="aggregator")
 
+    async def ready(self) -> None:
+        """Say that it is there."""
+        self._here()
+
     async def record(self, batch: pa.RecordBatch) -> int:
         """Store decisions."""
         self._here()
