@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from pipelines.ledger_locks import lock_shard
-from pipelines.ledger_sql import ensure_rows
+from pipelines.ledger_sql import ensure_rows, has_rows
 from pipelines.migration import bring_up
 from pipelines.schema import open_engine
 from policies.errors import InvalidRequest, Unavailable
@@ -61,8 +61,12 @@ class LedgerDatabase:
             if self._prepared:
                 return
             bring_up(self.engine)
-            with self.engine.begin() as connection:
-                ensure_rows(connection, self._shard)
+            with self.engine.connect() as connection:
+                found = has_rows(connection, self._shard)
+            # Whoever only reads must not wait for a writer.
+            if not found:
+                with self.engine.begin() as connection:
+                    ensure_rows(connection, self._shard)
             self._prepared = True
 
 

@@ -53,6 +53,12 @@ _FORGOTTEN: Final = select(sequence.c.forgotten_seq, sequence.c.forgotten_at)
 _DECIDED_AT: Final = DECISION_COLUMNS.index("decided_at")
 
 
+def has_rows(connection: Connection, shard: int) -> bool:
+    """Say whether the rows are there that are only ever updated."""
+    own = select(tallies.c.shard).where(tallies.c.shard == shard)
+    return all(connection.scalar(query) is not None for query in (own, select(sequence.c.id)))
+
+
 def ensure_rows(connection: Connection, shard: int) -> None:
     """Create the rows that are only ever updated."""
     connection.execute(insert_new(connection, tallies).values(shard=shard))

@@ -210,14 +210,19 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None
     for pragma in (
         f"busy_timeout = {BUSY_TIMEOUT_S * 1000}",
-        # Before the first table: later it has no effect, and pages are only used again.
-        "auto_vacuum = INCREMENTAL",
+        *_auto_vacuum(connection),
         "journal_mode = WAL",
         "synchronous = FULL",
         f"cache_size = -{SQLITE_CACHE_KB}",
         f"wal_autocheckpoint = {SQLITE_CHECKPOINT_PAGES}",
     ):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _auto_vacuum(connection: Any) -> list[str]:
+    """Set it before the first page: later it has no effect, and waits for whoever writes."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    return [] if pages else ["auto_vacuum = INCREMENTAL"]
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pytest
@@ -30,9 +31,11 @@ from sqlalchemy import create_engine
 from pipelines.archive import Archive
 from pipelines.dataset import InteractionDataset, export
 from pipelines.joining import Report
+from pipelines.ledger import Ledger
 from pipelines.schema import metadata
 from policies.interaction import LedgerCounts, Outcome, decisions_to_batch
 from policies.reports import reports_to_batch, unpack_statuses
+from policies.sharding import shard_of
 
 # Tenant of each decision, whether it is deferred, and when it is made, seconds after the start;
 # three ids tell when they were issued.
@@ -44,6 +47,9 @@ DECISIONS = {
     dated_id("e", at=START_S + 400.0): ("earliest", True, 400.0),
 }
 RETENTION_S = 100.0
+MOST_SHARDS = 3
+
+T = TypeVar("T")
 IDS = tuple(DECISIONS)
 DATED = frozenset(i for i in IDS if len(i) > 1)
 
@@ -246,35 +252,55 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.url, self.folder = url, folder
         self.clock, self.model = BreakableClock(), Model()
+        self.shards = 1
         self.open()
         self.ledger.change_prices(priced)
 
     def open(self) -> None:
         """Open ledger and dataset as a process does that has just started."""
-        self.ledger = open_ledger(self.url, self.clock)
+        self.ledgers = [open_ledger(self.url, self.clock, shard=n) for n in range(MOST_SHARDS)]
+        self.ledger = self.ledgers[0]
         self.dataset = InteractionDataset(self.folder)
         self.archive = Archive(self.ledger, self.dataset)
+
+    @rule(shards=st.integers(1, MOST_SHARDS))
+    def change_the_map(self, shards: int) -> None:
+        """From now on there are more aggregators, or fewer; those left over keep what they know."""
+        self.shards = shards
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4))
     def record(self, ids: list[str]) -> None:
         """Record decisions; some again, some twice in a batch."""
-        before = self.model.decisions
-        for decision_id in ids:
-            self.model.record(decision_id)
-        new = self.ledger.record(batches(ids))
-        assert sum(new) == self.model.decisions - before
+        for shard, own in self._by_shard(ids, ids):
+            before = self.model.decisions
+            for decision_id in own:
+                self.model.record(decision_id)
+            new = self.ledgers[shard].record(batches(own))
+            assert sum(new) == self.model.decisions - before
 
     @rule(outcomes=st.lists(OUTCOMES, min_size=1, max_size=6), columns=st.booleans())
     def submit(self, outcomes: list[Outcome], columns: bool) -> None:
         """Report outcomes in one transaction; the model takes them one by one."""
+        for shard, own in self._by_shard([one.decision_id for one in outcomes], outcomes):
+            self._submit(self.ledgers[shard], own, columns=columns)
+
+    def _by_shard(self, ids: list[str], items: list[T]) -> list[tuple[int, list[T]]]:
+        """Share items out by the ids that they are about, as the present map says."""
+        pairs = [(shard_of(name, self.shards), item) for name, item in zip(ids, items, strict=True)]
+        return [
+            (shard, [item for own, item in pairs if own == shard])
+            for shard in dict.fromkeys(own for own, _ in pairs)
+        ]
+
+    def _submit(self, ledger: Ledger, outcomes: list[Outcome], *, columns: bool) -> None:
         expected = [self.model.report(outcome, self.clock.now) for outcome in outcomes]
         reports = [(DECISIONS[outcome.decision_id][0], outcome) for outcome in outcomes]
         if columns:
             made = reports_to_batch(reports)
-            packed = self.ledger.submit_batches([made.slice(0, 1), made.slice(1)])
+            packed = ledger.submit_batches([made.slice(0, 1), made.slice(1)])
             statuses = unpack_statuses(b"".join(packed))
         else:
-            statuses = self.ledger.submit(reports)
+            statuses = ledger.submit(reports)
         assert [status.value for status in statuses] == expected
 
     @rule(seconds=st.sampled_from([1.0, ORPHAN_AFTER_S, -30.0]))
@@ -288,25 +314,30 @@ class LedgerMachine(RuleBasedStateMachine):
         later = [at for i in IDS if (at := closes_at(i)) > self.clock.now]
         self.clock.now = min(later, default=self.clock.now)
 
-    @rule()
-    def close_windows(self) -> None:
+    @rule(shard=st.integers(0, MOST_SHARDS - 1))
+    def close_windows_of_any(self, shard: int) -> None:
+        """Mature what has waited long enough; whoever comes first does it."""
+        self.close_windows(self.ledgers[shard])
+
+    def close_windows(self, ledger: Ledger) -> None:
         """Mature what has waited long enough."""
-        assert self.ledger.mature_expired() == self.model.close(self.clock.now)
+        assert ledger.mature_expired() == self.model.close(self.clock.now)
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=3), outcome=OUTCOMES)
     def die_in_a_transaction(self, ids: list[str], outcome: Outcome) -> None:
         """Nothing of what was under way may remain."""
         self.clock.broken = True
+        ledger = self.ledgers[self.shards - 1]
         with pytest.raises(Broken):
-            self.ledger.record(batches(ids))
+            ledger.record(batches(ids))
         with pytest.raises(Broken):
-            self.ledger.submit([(DECISIONS[outcome.decision_id][0], outcome)])
+            ledger.submit([(DECISIONS[outcome.decision_id][0], outcome)])
         self.clock.broken = False
 
     @rule()
     def restart(self) -> None:
         """Open the same database anew."""
-        self.ledger.close()
+        self._close()
         self.open()
 
     @rule()
@@ -335,7 +366,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for _ in range(moments):
             self.wait_for_retention()
         if closed:
-            self.close_windows()
+            self.close_windows(self.ledger)
         if exported:
             self.export()
         self.forget(500)
@@ -401,9 +432,13 @@ class LedgerMachine(RuleBasedStateMachine):
             assert shown["interaction"]["seq"] == row["seq"]
             assert shown["tenant"] == row["tenant"]
 
+    def _close(self) -> None:
+        for ledger in self.ledgers:
+            ledger.close()
+
     def teardown(self) -> None:
         """Leave an empty database to the next run."""
-        self.ledger.close()
+        self._close()
         engine = create_engine(self.url)
         with engine.begin() as connection:
             for table in metadata.tables.values():
