@@ -24,6 +24,7 @@ from replica_fakes import SECRET
 from pipelines.aggregator import Aggregator
 from pipelines.dataset import InteractionDataset
 from pipelines.dataset_parts import MERGE_PARTS
+from pipelines.keeper import Keeper
 from pipelines.ledger import Ledger
 from pipelines.rebuild import Rebuilt
 from pipelines.trainer import Trainer
@@ -58,26 +59,26 @@ PLAN = TrainingPlan(
 
 
 class Source:
-    """The aggregator as trainer and rebuild read it, without the actor between them."""
+    """The keeper as trainer and rebuild read it, without the actor between them."""
 
-    def __init__(self, aggregator: Aggregator, runner: asyncio.Runner) -> None:
-        self._aggregator, self._runner = aggregator, runner
+    def __init__(self, keeper: Keeper, runner: asyncio.Runner) -> None:
+        self._keeper, self._runner = keeper, runner
 
     def interactions(self, after_seq: int, limit: int) -> pa.Table:
         """Read rows."""
-        return self._runner.run(self._aggregator.interactions(after_seq, limit))
+        return self._runner.run(self._keeper.interactions(after_seq, limit))
 
     def last_seq(self) -> int:
         """Return the last number."""
-        return self._runner.run(self._aggregator.counts()).last_seq
+        return self._runner.run(self._keeper.counts()).last_seq
 
     def prices(self) -> PriceTable:
         """Return the prices of now."""
-        return self._runner.run(self._aggregator.prices())
+        return self._runner.run(self._keeper.prices())
 
     def price_history(self, versions: Sequence[int]) -> dict[int, PriceTable]:
         """Return price tables by version."""
-        return self._runner.run(self._aggregator.price_history(versions))
+        return self._runner.run(self._keeper.price_history(versions))
 
 
 class Artifacts:
@@ -98,15 +99,21 @@ class Life:
     def __init__(self, folder: Path, runner: asyncio.Runner) -> None:
         self.clock, self.runner, self.rng = Clock(), runner, np.random.default_rng(5)
         self.folder = folder / "interactions"
-        self.ledger = Ledger(
-            f"sqlite:///{folder / 'ledger.db'}", rules=RULES, orphan_after_s=60.0, clock=self.clock
+        self.ledger, written = (
+            Ledger(
+                f"sqlite:///{folder / 'ledger.db'}",
+                rules=RULES,
+                orphan_after_s=60.0,
+                clock=self.clock,
+            )
+            for _ in range(2)
         )
-        self.ledger.change_prices(lambda _: PRICES)
-        self.aggregator = Aggregator(
+        written.change_prices(lambda _: PRICES)
+        self.aggregator = Aggregator(written, announce=lambda _: None, events=EventList())
+        self.keeper = Keeper(
             self.ledger,
             InteractionDataset(self.folder),
-            announce=lambda _: None,
-            events=EventList(),
+            forget=self._forget,
             export_every_s=1.0,
             retention_s=RETENTION_S,
         )
@@ -115,7 +122,7 @@ class Life:
         self.registry = RegistryAndPromotion(registry, promotion)
         self.trainer = Trainer(
             LEARNERS,
-            source=Source(self.aggregator, runner),
+            source=Source(self.keeper, runner),
             registry=self.registry,
             plan=PLAN,
             code="1.0",
@@ -138,7 +145,12 @@ class Life:
         for _ in range(MERGE_PARTS):
             self._serve(serving, number // MERGE_PARTS)
             self.clock.now += 1.0
-            self.runner.run(self.aggregator.export())
+            self.runner.run(self.keeper.export())
+
+    def _forget(self, retention_s: float, exported_seq: int) -> int:
+        """Ask the aggregator from a thread, as the keeper's actor does."""
+        asked = self.aggregator.forget(retention_s, exported_seq)
+        return asyncio.run_coroutine_threadsafe(asked, self.runner.get_loop()).result()
 
     def rebuilt(self, version: int) -> Rebuilt:
         """Make a version again."""
@@ -146,12 +158,12 @@ class Life:
 
     def explained(self, *, every: int = 1) -> list[dict[str, Any]]:
         """Explain every n-th decision as a replica does that has only just started."""
-        explainer = Explainer(self.aggregator, Artifacts(self.registry), load=load_policy)  # type: ignore[arg-type]  # the ports' parts that it calls
+        explainer = Explainer(self.keeper, Artifacts(self.registry), load=load_policy)  # type: ignore[arg-type]  # the ports' parts that it calls
 
         async def all_of_them() -> list[dict[str, Any]]:
             found = []
             for one in self.decisions[::every]:
-                record = await self.aggregator.decision(one.decision_id)
+                record = await self.keeper.decision(one.decision_id)
                 assert record is not None
                 found.append(await explainer.explanation(one.decision_id, record))
             return found
@@ -170,7 +182,7 @@ class Life:
             revision=1,
             version=version,
             policy=load_policy(self.registry.artifact(version)),
-            prices=self.runner.run(self.aggregator.prices()),
+            prices=self.runner.run(self.keeper.prices()),
             swapped_at=self.clock.now,
             canary=on_trial,
         )
@@ -232,9 +244,10 @@ def life(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         made.before = made.explained()
         made.parts_before = len(InteractionDataset(made.folder).parts())
         made.clock.now += WAIT_WINDOW_S + RETENTION_S + 10.0
-        made.left = runner.run(made.aggregator.compact())
+        made.left = runner.run(made.keeper.compact())
         yield made
         runner.run(made.aggregator.stop())
+        runner.run(made.keeper.stop())
 
 
 def test_all_decisions_have_left_and_the_parts_were_merged(life: Any) -> None:
