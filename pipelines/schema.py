@@ -37,6 +37,7 @@ from policies.errors import Unavailable
 # How long a transaction waits for another process that writes, seconds.
 BUSY_TIMEOUT_S: Final = 30
 SQLITE_SYNCHRONOUS_FULL: Final = 2
+SQLITE_INCREMENTAL: Final = 2
 # Execution option of an engine: its transactions take the write lock as they begin.
 AT_ONCE: Final = "barp_at_once"
 
@@ -220,9 +221,9 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _auto_vacuum(connection: Any) -> list[str]:
-    """Set it before the first page: later it has no effect, and waits for whoever writes."""
-    (pages,) = connection.execute("PRAGMA page_count").fetchone()
-    return [] if pages else ["auto_vacuum = INCREMENTAL"]
+    """Set it before the first page; where it is set already that would wait for a writer."""
+    (mode,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+    return [] if mode == SQLITE_INCREMENTAL else ["auto_vacuum = INCREMENTAL"]
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -239,16 +239,16 @@ def test_a_sqlite_file_stays_bounded(tmp_path: Path) -> None:
     dataset = InteractionDataset(tmp_path / "interactions")
     sizes = []
     for turn in range(10):
-        matured(ledger, [f"{turn}-{n}" for n in range(300)], at=clock.now)
+        matured(ledger, [f"{turn}-{n}" for n in range(450)], at=clock.now)
         export(ledger.interactions, dataset)
         clock.now += OLD_S
         sizes.append(_pages(ledger))
-        assert forget(ledger, dataset) == 300
+        assert forget(ledger, dataset) == 450
     assert max(sizes) <= 1.2 * sizes[0]
     freed = [ledger.shrink(), ledger.shrink()]
     assert freed[0] > sizes[0] / 2 and freed[1] == 0, "all surplus pages at once"
     assert _pages(ledger) < sizes[0] / 2
-    assert ledger.counts().decisions == 3000
+    assert ledger.counts().decisions == 4500
     ledger.close()
 
 
