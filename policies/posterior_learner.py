@@ -195,7 +195,8 @@ def _forgetting_slopes(
 
 def _priors(price_loading: Array, features: FeatureMap) -> dict[str, NDArray[np.float64]]:
     """Believe nothing of quality and cost but what prices say."""
-    guesses, named = {"quality": QUALITY_GUESS, "cost": COST_GUESS}, {}
+    guesses = {"quality": QUALITY_GUESS, "cost": COST_GUESS}
+    named: dict[str, NDArray[np.float64]] = {}
     for target, loading in _loadings(price_loading).items():
         beliefs = Beliefs.prior(guesses[target], loading=loading, blocks=features.blocks)
         named |= beliefs.weights(target)
