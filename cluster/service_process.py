@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -78,9 +78,21 @@ def service_process(
     finally:
         if popen.poll() is None:
             popen.send_signal(signal.SIGINT)
-        status = popen.wait(timeout=STOP_TIMEOUT_S)
+        status = _stopped(popen)
     if status != 0:
         raise LaunchError(f"the service ended with status {status}: {_last_words(state_dir)}")
+
+
+def _stopped(popen: subprocess.Popen[bytes]) -> int:
+    """Wait for its end and return its status; one that does not end is killed with all it began."""
+    try:
+        return popen.wait(timeout=STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        service = psutil.Process(popen.pid)
+        for process in (*service.children(recursive=True), service):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        return popen.wait()
 
 
 def _wait_ready(state_dir: Path, popen: subprocess.Popen[bytes]) -> str:
