@@ -179,6 +179,8 @@ def show_gate(found: dict[str, Any]) -> None:
         shown = "" if median is None else f"{median:.0f}"
         table.add_row(kind, str(one["promoted"]), str(one["runs"]), shown)
     console.print(table)
+    for kind, one in found["guardrail"].items():
+        console.print(f"guardrail, {kind}: {one['breaches']} of {one['runs']} sent back")
     covered = ", ".join(f"{name} {share:.1%}" for name, share in found["coverage"].items())
     console.print(f"95 % intervals of the champion's reward from the mixed log hold it: {covered}")
 

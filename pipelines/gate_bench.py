@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.gate_world import AT_ONCE, Lateness, Traffic, World, draw_traffic, make_world, pick
+from pipelines.guardrail import Guard, breach
 from pipelines.judgement import Finding, Mode, Standards, decide, next_look, screen
 from pipelines.quality import EncodedOutcomes
 from policies.artifact import PolicyArtifact
@@ -34,6 +35,7 @@ SMALL_EFFECT: Final = 0.005
 SMALL_STAKES: Final = 0.1
 BAD_KINDS: Final = ("shuffled_arms", "stale_prices", "poisoned_feedback")
 GOOD, ROUTINE, APART = "good", "routine", "routine_apart"
+KINDS: Final = (*BAD_KINDS, GOOD, ROUTINE, APART)
 # Of the effect: true differences below it make two versions equal.
 EQUAL_SHARE: Final = 0.1
 MAX_DRAWS: Final = 1_000
@@ -130,7 +132,8 @@ def run_gate_bench(
     versions = _with_worse(make_versions(world, progress=progress), world, effect)
     tallies: dict[str, Tally] = {}
     covered: dict[str, list[bool]] = {name: [] for name in ESTIMATORS}
-    for number, kind in enumerate((*BAD_KINDS, GOOD, ROUTINE, APART)):
+    guarded: dict[str, list[int | None]] = {kind: [] for kind in KINDS}
+    for number, kind in enumerate(KINDS):
         tally = tallies[kind] = Tally()
         for run in range(plan.runs):
             rng = np.random.default_rng([plan.seed, number, run])
@@ -141,6 +144,9 @@ def run_gate_bench(
             if finding is Finding.PROMOTE:
                 tally.promoted += 1
                 tally.decisions.append(decisions)
+            # As if the challenger had been forced to champion, its predecessor beside it.
+            harmed_after = breach_after(plan, world, challenger, champion, rng)
+            guarded[kind].append(harmed_after)
             _cover(covered, plan, world, champion, challenger, rng)
             progress(kind, run + 1, plan.runs)
     return {
@@ -151,6 +157,10 @@ def run_gate_bench(
         "effect": effect,
         "equal_within": EQUAL_SHARE * effect,
         "findings": {kind: tally.findings for kind, tally in tallies.items()},
+        "guardrail": {
+            "quiet": _caught([guarded[kind] for kind in (ROUTINE, APART)]),
+            "harmful": _caught([guarded[kind] for kind in BAD_KINDS]),
+        },
         "coverage": {name: float(np.mean(hits)) for name, hits in covered.items()},
     }
 
@@ -272,6 +282,26 @@ def try_out(
         look = next_look(look)
 
 
+def breach_after(
+    plan: GatePlan, world: World, champion: Array, before: Array, rng: np.random.Generator
+) -> int | None:
+    """Put a new champion on probation beside its predecessor; return when it was sent back.
+
+    Returns:
+        After how many decisions, None where it passed.
+    """
+    guard = Guard()
+    traffic = draw_traffic(world, champion, before, guard.decisions, share=plan.share, rng=rng)
+    look = guard.min_units
+    while True:
+        look = min(look, guard.decisions)
+        if breach(traffic.evidence(world, champion, before, look), guard) is not None:
+            return look
+        if look == guard.decisions:
+            return None
+        look = next_look(look)
+
+
 def _chain(world: World, untrained: PolicyArtifact, rows: pa.Table) -> list[Array]:
     """Train as the service does: on most of the stream, then again and again on what is new."""
     start, step = int(len(rows) * CHAIN_START), int(len(rows) * CHAIN_STEP)
@@ -342,6 +372,14 @@ def _poisoned(rows: pa.Table, rng: np.random.Generator) -> pa.Table:
 def _arms(rows: pa.Table) -> set[str]:
     """Name the arms that rows went to."""
     return set(rows["arm"].unique().to_pylist())
+
+
+def _caught(kinds: Sequence[Sequence[int | None]]) -> dict[str, Any]:
+    """Count the probations that ended with a breach."""
+    runs = [after for kind in kinds for after in kind]
+    caught = [after for after in runs if after is not None]
+    median = float(np.median(caught)) if caught else None
+    return {"breaches": len(caught), "runs": len(runs), "median_decisions": median}
 
 
 def _bad(tally: Tally) -> dict[str, int]:

@@ -126,5 +126,8 @@ def test_the_object_has_the_agreed_form() -> None:
     assert all(one["runs"] == 2 for one in found["bad"].values())
     assert set(found["good"]) == {"promoted", "runs", "median_decisions"} == set(found["routine"])
     assert set(found["routine_apart"]) == set(found["routine"])
+    assert found["guardrail"]["quiet"]["runs"] == 4
+    assert found["guardrail"]["harmful"]["runs"] == 6
+    assert found["guardrail"]["harmful"]["breaches"] > 0
     assert set(found["coverage"]) == {"ips", "snips", "dr"}
     assert json.loads(json.dumps(found)) == found
