@@ -24,11 +24,13 @@ from pipelines.rows import (
 )
 from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
 from pipelines.training_ports import RegistryPort
+from pipelines.training_trace import trace_training
 from policies.arms import PriceTable
 from policies.artifact import PolicyArtifact
 from policies.events import EventKind
 from policies.learners import load_policy
 from policies.learning import Learner
+from policies.tracing import Tracing
 from policies.versions import VersionInfo
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Trainer:
         code: The code's version, for the lineage.
         clock: Seconds since the epoch, UTC.
         events: Told of versions made, verdicts and failures.
+        tracing: Told of trainings, with links to the newest decisions learned from.
     """
 
     def __init__(
@@ -57,8 +60,9 @@ class Trainer:
         code: str,
         clock: Callable[[], float],
         events: EventSink,
+        tracing: Tracing | None = None,
     ) -> None:
-        self._events = events
+        self._events, self._tracing = events, tracing
         self._learners, self._source, self._registry = tuple(learners), source, registry
         self._plan, self._code, self._clock = plan, code, clock
         self._heldout = HeldOut(share=plan.holdout_share)
@@ -155,6 +159,8 @@ class Trainer:
         )
         logger.info("version %d of %s: %s", version, learner.kind, verdict.reason)
         self._tell(result, parent_version=parent.version, judged_against=champion)
+        if self._tracing is not None:
+            trace_training(self._tracing, result, rows, began_s=began, ended_s=self._clock())
         return [result]
 
     def _tell(

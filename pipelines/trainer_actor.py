@@ -21,6 +21,7 @@ from pipelines.trainer import Trainer
 from pipelines.training import TrainerStatus, TrainingPlan, TrainingResult
 from policies.gradient import GradientTask, TrainingState
 from policies.learners import LEARNERS, BarpDrLearner, BarpLearner, Learner, PosteriorLearner
+from policies.tracing import tracing_from_environment
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +189,7 @@ class TrainerActor:
                 code=code_version(Path(__file__).parents[1]),
                 clock=time.time,
                 events=self._events,
+                tracing=tracing_from_environment(),
             )
             trainer.bootstrap()
             self._trainer = trainer

@@ -38,6 +38,7 @@ from services.refusals import (
 )
 from services.replies import JSON, TEXT, Reply, header
 from services.router import Router, RouterArgs, in_batch
+from services.tracing import RequestTracing
 from services.wire import RouteBatchIn, RouteIn, route_out
 
 NDJSON: Final = "application/x-ndjson"
@@ -63,8 +64,9 @@ class Api:
         *,
         door: Door,
         metrics: ReplicaMetrics,
+        tracing: RequestTracing | None = None,
     ) -> None:
-        self._door = door
+        self._door, self._tracing = door, tracing
         self._router, self._feedback = router, feedback
         self._args, self._metrics = args, metrics
         self._in_flight = 0
@@ -99,6 +101,10 @@ class Api:
         self._metrics.answered(path if hot else "other", reply.status, spent_s=spent_s)
         extra = [(b"x-barp-overhead-ms", b"%.3f" % (spent_s * 1000))]
         await reply.send(send, extra=extra, head=head)
+        if self._tracing is not None and hot is not None:
+            now_ns = time.time_ns()
+            began_ns = now_ns - int((time.perf_counter() - began) * 1e9)
+            self._tracing.answered(path, scope, reply, began_ns=began_ns, now_ns=now_ns)
 
     async def route(self, body: bytes, scope: Scope) -> Reply:
         """Choose a model for one prompt."""

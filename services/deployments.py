@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 
 from policies.encoder import load_encoder
 from policies.learners import load_policy
+from policies.tracing import tracing_from_environment
 from services.actors import Ports
 from services.api import Api
 from services.champion import ChampionSource
@@ -33,6 +34,7 @@ from services.scaling import IN_FLIGHT, at_most_double
 from services.shards import named_ports
 from services.shortcut import mount
 from services.spool import Spool
+from services.tracing import RequestTracing
 
 # How often load is reported: at Serve's default of 10 s no replica is added within 10 s.
 METRICS_INTERVAL_S: Final = 0.5
@@ -165,8 +167,18 @@ class RouterDeployment:
         self._pusher = MetricsPusher(
             ports.metrics, source=replica_id, samples=metrics.samples, told=door.share_among
         )
+        spans = tracing_from_environment()
+        self._tracing = None if spans is None else RequestTracing(spans)
         self._api = _api(
-            args, ports, prompts, self._champion, self._recorder, door, metrics, replica_id
+            args,
+            ports,
+            prompts,
+            self._champion,
+            self._recorder,
+            door,
+            metrics,
+            replica_id,
+            self._tracing,
         )
         self._shortcut = mount(self._api, self._api.hot_paths)
         await self._champion.start(timeout_s=args.start_timeout_s)
@@ -192,6 +204,8 @@ class RouterDeployment:
         await self._champion.stop()
         await self._recorder.drain(timeout_s=DRAIN_S)
         await self._pusher.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.stop)
 
 
 def _spool(args: RouterArgs, replica_id: str, metrics: ReplicaMetrics) -> Spool | None:
@@ -218,6 +232,7 @@ def _api(
     door: Door,
     metrics: ReplicaMetrics,
     replica_id: str,
+    tracing: RequestTracing | None,
 ) -> Api:
     """Put the request path together."""
     ids = DecisionIds(args.secret, retired=args.retired_secrets)
@@ -233,7 +248,7 @@ def _api(
         encoder_id=encoder.encoder_id,
         load=load_policy,
     )
-    return Api(router, feedback, operations, args, door=door, metrics=metrics)
+    return Api(router, feedback, operations, args, door=door, metrics=metrics, tracing=tracing)
 
 
 def router_deployment(

@@ -43,6 +43,7 @@ from services.feedback import Feedback
 from services.metrics import ReplicaMetrics
 from services.operations import Operations
 from services.router import Router, RouterArgs
+from services.tracing import RequestTracing
 
 SECRET: Final = b"0123456789abcdef0123456789abcdef"
 
@@ -187,6 +188,7 @@ class Replica:
     champion: HeldChampion = field(default_factory=lambda: HeldChampion(a_champion()))
     seed: int = 0
     clock: Callable[[], float] = time.monotonic
+    tracing: RequestTracing | None = None
 
     def __post_init__(self) -> None:
         """Put the parts together as `services.deployments` does."""
@@ -232,7 +234,13 @@ class Replica:
             load=price_policy,
         )
         return Api(
-            self.router, feedback, operations, self.args, door=self.door, metrics=self.metrics
+            self.router,
+            feedback,
+            operations,
+            self.args,
+            door=self.door,
+            metrics=self.metrics,
+            tracing=self.tracing,
         )
 
     def call(self, method: str, path: str, **request: Any) -> httpx.Response:
