@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -110,6 +110,30 @@ class MetricsHub:
         registry.register(_Page(sums))
         return generate_latest(registry).decode()
 
+    def state(self) -> dict[str, Any]:
+        """Return all that must outlive this process, as plain JSON values."""
+        return {
+            "totals": _plain(self._totals),
+            "sources": {name: _plain(source.values) for name, source in self._sources.items()},
+            "forgotten": sorted(self._forgotten),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned; what sources count meanwhile is told by themselves.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: It is no such state; nothing has
+                changed.
+        """
+        now = self._clock()
+        totals = _series_of(state["totals"])
+        sources = {
+            str(name): _Source(values=_series_of(values), seen_at=now)
+            for name, values in state["sources"].items()
+        }
+        self._forgotten = {str(name) for name in state["forgotten"]}
+        self._totals, self._sources = totals, sources
+
     def _grow(self, series: Series, value: float, before: float) -> None:
         """Add what has come since; a lower value than before was counted anew from zero."""
         growth = value - before if value >= before else value
@@ -137,6 +161,24 @@ class _Page(Collector):
             for series in members:
                 metric.add_sample(series.name, dict(series.labels), self._sums[series])
             yield metric
+
+
+def _plain(values: Mapping[Series, float]) -> list[list[Any]]:
+    """Write series and values as JSON has them."""
+    return [
+        [one.kind, one.family, one.name, [list(label) for label in one.labels], value]
+        for one, value in values.items()
+    ]
+
+
+def _series_of(plain: Sequence[Sequence[Any]]) -> dict[Series, float]:
+    """Read them back; raises ValueError or TypeError for what is none."""
+    found = {}
+    for kind, family, name, labels, value in plain:
+        pairs = tuple((str(key), str(word)) for key, word in labels)
+        series = Series(kind=str(kind), family=str(family), name=str(name), labels=pairs)
+        found[series] = float(value)
+    return found
 
 
 def _page_order(series: Series) -> tuple[object, ...]:

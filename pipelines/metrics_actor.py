@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from pipelines.event_log import EventLog
 from pipelines.metrics import MetricsHub, Sample
+from pipelines.metrics_state import read_state, write_state
 from pipelines.observation import Observer
 from pipelines.remote import call
 from pipelines.webhook import Webhook
@@ -23,6 +24,8 @@ from policies.events import Event, EventKind
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS_READ: Final = 1_000
+# How often totals are written down, seconds.
+KEEP_EVERY_S: Final = 2.0
 # What a version may have done worse: each is shown from the start, so that a rise is seen.
 BREACHES: Final = ("reward", "cost", "feedback")
 
@@ -30,7 +33,8 @@ BREACHES: Final = ("reward", "cost", "feedback")
 class MetricsActor:
     """Keeps metrics and events; the only process that writes the event log.
 
-    For Prometheus its restart is a counter reset, as after any restart; events are on disk.
+    Events are on disk before they count, totals every KEEP_EVERY_S: a restart goes on with both.
+    What a replica counted meanwhile is not lost, for it tells its own total.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class MetricsActor:
             aggregators: Names of the aggregators, for that.
         """
         self._hub = MetricsHub(clock=time.monotonic)
-        folder = Path(events_dir)
+        self._folder = folder = Path(events_dir)
         self._log = EventLog(folder)
         self._taken = dict.fromkeys(EventKind, 0)
         self._verdicts = {True: 0, False: 0}
@@ -76,6 +80,8 @@ class MetricsActor:
         self._observer = Observer(
             call, clock=time.time, cost_ceiling_usd=cost_ceiling_usd, aggregators=aggregators
         )
+        self._restore()
+        self._keeping = asyncio.get_running_loop().create_task(self._keep())
         if observe_every_s is not None:
             self._observing = asyncio.get_running_loop().create_task(self._observe(observe_every_s))
 
@@ -119,6 +125,41 @@ class MetricsActor:
         """
         found = self._log.read(after_seq, limit=min(limit, MAX_EVENTS_READ), kinds=kinds)
         return {"events": found, "last_seq": self._log.last_seq}
+
+    def _restore(self) -> None:
+        """Go on from what the last process wrote down."""
+        state = read_state(self._folder)
+        if state is None:
+            return
+        try:
+            self._hub.restore(state["hub"])
+            self._observer.restore(state["observer"])
+            own = state["own"]
+            self._taken |= {EventKind(kind): int(number) for kind, number in own["events"].items()}
+            self._verdicts = {True: int(own["promote"]), False: int(own["refuse"])}
+            self._breaches |= {str(what): int(number) for what, number in own["breaches"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            logger.warning("counters begin anew, as far as they were not read: %r", error)
+
+    def _state(self) -> dict[str, Any]:
+        """Return all that is counted, as plain JSON values."""
+        own = {
+            "events": {kind.value: number for kind, number in self._taken.items()},
+            "promote": self._verdicts[True],
+            "refuse": self._verdicts[False],
+            "breaches": self._breaches,
+        }
+        return {"hub": self._hub.state(), "observer": self._observer.state(), "own": own}
+
+    async def _keep(self) -> None:
+        """Write totals down for as long as this actor lives."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(KEEP_EVERY_S)
+            try:
+                await loop.run_in_executor(self._thread, write_state, self._folder, self._state())
+            except OSError as error:
+                logger.error("counters are not kept: %s", error)
 
     async def _observe(self, every_s: float) -> None:
         """Ask the other actors for as long as this one lives, in a thread: calls block."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -66,6 +67,17 @@ class Observer:
             samples += [_sample(*gauge) for gauge in gauges]
         self.samples = samples
 
+    def state(self) -> dict[str, Any]:
+        """Return what versions have earned, and up to which interaction, as plain JSON values."""
+        earned = [asdict(one) for one in self._earned.values()]
+        return {"earned": earned, "earned_to": self._earned_to}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned; raises KeyError, TypeError for what is none."""
+        earned = [Earned(**one) for one in state["earned"]]
+        self._earned = {one.policy_version: one for one in earned}
+        self._earned_to = state["earned_to"]
+
     def _keeper(self) -> Iterator[Gauge]:
         """Say what the ledger holds, and what each version has earned."""
         counts = self._call("keeper", "counts")
@@ -73,7 +85,8 @@ class Observer:
             yield f"barp_ledger_{name}_total", getattr(counts, name), {}
         yield "barp_rewards_pending", counts.pending, {}
         yield "barp_rewards_orphaned", counts.orphaned, {}
-        if self._earned_to is None:
+        if self._earned_to is None or self._earned_to > counts.last_seq:
+            # The first time; or the ledger is another one, whose numbers begin anew.
             self._earned_to = counts.last_seq
         new = self._call("keeper", "earned", self._earned_to, counts.last_seq, self._ceiling)
         self._earned_to = counts.last_seq

@@ -9,7 +9,7 @@ from pydantic_core import from_json
 from starlette.types import Scope
 
 from policies.interaction import JoinStatus
-from policies.tracing import MAX_LINKS, Tracing
+from policies.tracing import MAX_LINKS, Attribute, Tracing
 from services.replies import JSON, Reply
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class RequestTracing:
         found = (self._tracing.decision(one) for one in ids[:MAX_LINKS])
         decisions = [one for one in found if one is not None]
         asked, times = self._asked(scope), {"began_ns": began_ns, "ended_ns": now_ns}
-        attributes = {
+        attributes: dict[str, Attribute] = {
             "http.request.method": "POST",
             "http.route": path,
             "http.response.status_code": reply.status,
@@ -136,7 +136,7 @@ def _decision_ids(path: str, reply: Reply) -> list[str]:
     return [str(one["decision_id"]) for one in known if one.get("decision_id")]
 
 
-def _chosen(reply: Reply) -> dict[str, str | int]:
+def _chosen(reply: Reply) -> dict[str, Attribute]:
     """Read from an answer which model was chosen, and by which version."""
     headers = dict(reply.headers)
     if b"x-barp-model" not in headers:

@@ -12,7 +12,9 @@ import pytest
 import ray
 
 from pipelines.events import EventOutbox, to_actor
+from pipelines.metrics import Sample
 from pipelines.metrics_actor import MetricsActor
+from pipelines.metrics_state import STATE_FILE
 from policies.errors import InvalidRequest, Unavailable
 from policies.events import Event, EventKind
 
@@ -136,3 +138,45 @@ def test_events_reach_the_actor_and_survive_its_end(ray_local: None, tmp_path: P
     assert [event["kind"] for event in answer["events"]] == ["promotion", "rollback"]
     assert answer["last_seq"] == 2
     ray.kill(second)
+
+
+def requests(number: float, **labels: str) -> list[Sample]:
+    """Say how many requests a replica has answered."""
+    return [("barp_requests_total", labels, number, "counter")]
+
+
+def test_counters_go_on_after_a_restart(tmp_path: Path) -> None:
+    """The first actor is told no end: it is as if it had been killed."""
+
+    async def counted() -> str:
+        first = MetricsActor(str(tmp_path))
+        event = Event.now(EventKind.VERDICT, now=0.0, who="gate", why="", version=2, promote=True)
+        await first.take_event(event)
+        await first.push("replica", requests(100.0, status="200"))
+        async with asyncio.timeout(60):
+            while not (tmp_path / STATE_FILE).exists():
+                await asyncio.sleep(0.05)
+        second = MetricsActor(str(tmp_path))
+        await second.push("replica", requests(120.0, status="200"))
+        await second.push("another", requests(5.0, status="200"))
+        return await second.text()
+
+    page = asyncio.run(counted())
+    assert 'barp_requests_total{status="200"} 125.0' in page
+    assert 'barp_events_total{kind="verdict"} 1.0' in page
+    assert 'barp_verdicts_total{promote="true"} 1.0' in page
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"hub": 1}', b'{"hub": {"totals": [1]}}'])
+def test_damaged_totals_are_said_to_be_and_stop_nothing(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / STATE_FILE).write_bytes(content)
+
+    async def counted() -> str:
+        actor = MetricsActor(str(tmp_path))
+        await actor.push("replica", requests(3.0))
+        return await actor.text()
+
+    assert "barp_requests_total 3.0" in asyncio.run(counted())
+    assert "begin anew" in caplog.text

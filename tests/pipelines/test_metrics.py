@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -155,3 +157,46 @@ def test_no_counter_runs_backwards(pushes: list[tuple[str, int, float]]) -> None
         total = page(hub)[REQUESTS]
         assert total >= last
         last = total
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 9), st.booleans()), max_size=20
+    )
+)
+def test_a_hub_that_is_restored_shows_what_one_that_never_stopped_does(
+    steps: list[tuple[str, int, bool]],
+) -> None:
+    clock = Clock()
+    always, hub = MetricsHub(clock=clock), MetricsHub(clock=clock)
+    counted = {"a": 0, "b": 0}
+    for source, growth, is_restart in steps:
+        if is_restart:
+            state = json.loads(json.dumps(hub.state()))
+            hub = MetricsHub(clock=clock)
+            hub.restore(state)
+        counted[source] += growth
+        for one in (always, hub):
+            one.push(source, [counter(counted[source], route="x"), gauge(growth)])
+        assert page(hub) == page(always)
+
+
+def test_what_was_counted_since_the_state_was_written_is_told_by_the_source_itself() -> None:
+    first = MetricsHub(clock=Clock())
+    first.push("a", [counter(5)])
+    first.push("gone", [counter(100)])
+    state = first.state()
+    first.push("a", [counter(8)])
+    second = MetricsHub(clock=Clock())
+    second.restore(state)
+    second.push("a", [counter(9)])
+    assert page(second)["barp_requests_total", ()] == 109
+
+
+@pytest.mark.parametrize("state", [{}, {"totals": [], "sources": [], "forgotten": []}])
+def test_a_state_that_is_none_changes_nothing(state: dict[str, object]) -> None:
+    hub = MetricsHub(clock=Clock())
+    hub.push("a", [counter(5)])
+    with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
+        hub.restore(state)
+    assert page(hub)["barp_requests_total", ()] == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,6 +107,21 @@ def test_what_versions_earned_adds_up() -> None:
     version = (("policy_version", "4"),)
     assert values["barp_rewarded_interactions_total", version] == 4
     assert values["barp_reward_gain_total", version] == pytest.approx(2.0)
+
+
+def test_a_restart_goes_on_with_what_versions_earned() -> None:
+    first = Observer(Actors(), clock=Clock(), cost_ceiling_usd=CEILING_USD, aggregators=AGGREGATORS)
+    first.observe()
+    always = observed(first)
+    second = Observer(
+        Actors(), clock=Clock(), cost_ceiling_usd=CEILING_USD, aggregators=AGGREGATORS
+    )
+    second.restore(json.loads(json.dumps(first.state())))
+
+    version = (("policy_version", "4"),)
+    name = "barp_rewarded_interactions_total"
+    assert observed(second)[name, version] == observed(first)[name, version]
+    assert always[name, version] < observed(first)[name, version]
 
 
 def test_names_say_which_numbers_only_grow() -> None:
