@@ -6,108 +6,21 @@ Long and heavy, so by itself: `make test-cluster`.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from encoders import small_static_encoder
+from cluster_load import HEADERS, Load, cluster_environment, get, put_models, wait_for
 from ray_clusters import RayCluster, ray_cluster, wait_until_ready
 
 pytestmark = pytest.mark.cluster
 
-KEY = "k" * 40
-HEADERS = {"authorization": f"Bearer {KEY}"}
-MODELS = {"cheap": 0.0002, "middle": 0.002, "dear": 0.01}
-QUALITY = {"cheap": 0.4, "middle": 0.7, "dear": 0.9}
 REPLICAS = 4
-
-
-class Load:
-    """Clients that route and report until they are stopped; each request on a new connection.
-
-    A new connection, as callers behind a load balancer have them: one that is kept would tie a
-    client to the node whose HAProxy took it first.
-    """
-
-    def __init__(self, url: str, *, clients: int = 4, pause_s: float = 0.01) -> None:
-        self.decided: list[tuple[float, str, int]] = []
-        self.acknowledged: list[str] = []
-        self.failures: list[tuple[float, str]] = []
-        self._url, self._pause_s, self._stop = url, pause_s, threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(number,)) for number in range(clients)
-        ]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, number: int) -> None:
-        turn = 0
-        while not self._stop.is_set():
-            turn += 1
-            weight = (number * 7 + turn) % 11 / 10
-            began = time.monotonic()
-            try:
-                self._once(f"Question {turn} of client {number}", weight)
-            except httpx.HTTPError as error:
-                self.failures.append((began, repr(error)))
-            time.sleep(self._pause_s)
-
-    def _once(self, prompt: str, weight: float) -> None:
-        with httpx.Client(base_url=self._url, headers=HEADERS, timeout=30.0) as http:
-            body = {"prompt": prompt, "preference": {"quality": weight, "cost": 1 - weight}}
-            decision = http.post("/v1/route", json=body).raise_for_status().json()
-            self.decided.append((time.time(), decision["decision_id"], decision["policy_version"]))
-            model = decision["model"]
-            report = {
-                "decision_id": decision["decision_id"],
-                "quality": QUALITY[model],
-                "cost_usd": MODELS[model],
-            }
-            http.post("/v1/feedback", json=report).raise_for_status()
-            self.acknowledged.append(decision["decision_id"])
-
-    def versions(self) -> set[int]:
-        """Which versions have answered so far."""
-        return {version for _, _, version in self.decided}
-
-
-def get(cluster: RayCluster, path: str) -> Any:
-    """GET a path as an operator; asks again where the node asked is the one just lost."""
-    for _ in range(20):
-        try:
-            return (
-                httpx.get(f"{cluster.url}{path}", headers=HEADERS, timeout=30)
-                .raise_for_status()
-                .json()
-            )
-        except httpx.HTTPError:
-            time.sleep(0.5)
-    raise AssertionError(path)
-
-
-def wait_for(promise: Callable[[], bool], *, timeout_s: float) -> float:
-    """Poll until a promise holds; return how long it took, seconds."""
-    began = time.monotonic()
-    while not promise():
-        assert time.monotonic() < began + timeout_s, f"not within {timeout_s} s"
-        time.sleep(0.2)
-    return time.monotonic() - began
 
 
 @pytest.fixture(scope="module")
@@ -115,18 +28,7 @@ def environment(
     tmp_path_factory: pytest.TempPathFactory, postgres_server: str, object_store: str
 ) -> dict[str, str]:
     """What every node of the cluster is told."""
-    folder = tmp_path_factory.mktemp("cluster")
-    return {
-        **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
-        "BARP_LEDGER_URL": postgres_server,
-        "BARP_REGISTRY_URL": postgres_server,
-        "BARP_STORAGE_URL": f"{object_store}/{folder.name}",
-        "BARP_ENCODER_DIR": str(small_static_encoder(folder / "encoder")),
-        "BARP_STATE_DIR": str(folder / "state"),
-        "BARP_SIGNING_SECRET": "s" * 32,
-        "BARP_API_KEY": KEY,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
+    return cluster_environment(tmp_path_factory.mktemp("cluster"), postgres_server, object_store)
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +46,7 @@ def cluster(environment: dict[str, str]) -> Iterator[RayCluster]:
             holdout_share=0.3,
         )
         wait_until_ready(running.url, HEADERS)
-        for name, cost in MODELS.items():
-            body = {"usd_per_call": cost}
-            url = f"{running.url}/v1/models/{name}"
-            httpx.put(url, json=body, headers=HEADERS, timeout=30).raise_for_status()
+        put_models(running)
         yield running
 
 
@@ -162,8 +61,7 @@ def test_replicas_are_spread_and_actors_are_where_they_were_sent(cluster: RayClu
     assert sum(nodes.values()) == REPLICAS
     assert len(nodes) >= 2
     assert max(nodes.values()) <= 2
-    where = cluster.where()
-    actors = {name: where["nodes"][node] for name, kind, node in where["actors"] if name}
+    actors = {name: node for name, (node, _) in cluster.actors().items()}
     for name in ("aggregator-0", "keeper", "registry", "publisher", "trainer", "metrics"):
         assert actors[name] == "head"
 
@@ -171,7 +69,7 @@ def test_replicas_are_spread_and_actors_are_where_they_were_sent(cluster: RayClu
 def test_every_node_takes_requests(cluster: RayCluster) -> None:
     def proxies() -> set[str]:
         where = cluster.where()
-        return {where["nodes"][node] for _, kind, node in where["actors"] if "HAProxy" in kind}
+        return {where["nodes"][node] for _, kind, node, _ in where["actors"] if "HAProxy" in kind}
 
     wait_for(lambda: proxies() == {"head", "worker-0", "worker-1"}, timeout_s=60)
 
@@ -206,7 +104,7 @@ def test_rollback_reaches_all_replicas_within_a_second(cluster: RayCluster) -> N
     with Load(cluster.url) as load:
         wait_for(lambda: len(load.decided) >= 20, timeout_s=60)
         url = f"{cluster.url}/v1/versions/rollback"
-        move = httpx.post(url, json={"why": "test"}, headers=HEADERS, timeout=30).json()
+        move = httpx.post(url, json={"why": "test"}, headers=dict(HEADERS), timeout=30).json()
         moved_at = time.time()
         wait_for(
             lambda: len([d for d in load.decided if d[0] > moved_at + 1.0]) >= 20, timeout_s=60

@@ -43,14 +43,14 @@ serve.start(
 )
 serve.run(build(asked), name=APP_NAME, route_prefix="/")
 """
-# Says where each replica and each named actor is: node ids by name.
+# Says where each replica and each named actor is: node and process ids by name.
 WHERE: Final = """
 import json, os
 import ray
 from ray._private.state import actors
 ray.init(address=os.environ["RAY_ADDRESS"], namespace="barp", log_to_driver=False)
 found = [
-    [row["Name"], row["ActorClassName"], row["Address"]["NodeID"]]
+    [row["Name"], row["ActorClassName"], row["Address"]["NodeID"], row["Pid"]]
     for row in actors().values()
     if row["State"] == "ALIVE"
 ]
@@ -169,16 +169,25 @@ class RayCluster:
         self.run(DEPLOY, json.dumps({"port": self.port, **settings}))
 
     def where(self) -> dict[str, Any]:
-        """Say which nodes live, and where named actors are: [name, class, node id] each."""
+        """Say which nodes live, and where actors are: [name, class, node id, process id] each."""
         answer: dict[str, Any] = json.loads(self.run(WHERE).splitlines()[-1])
         return answer
+
+    def actors(self) -> dict[str, tuple[str, int]]:
+        """Say on which node each named actor lives, and in which process."""
+        where = self.where()
+        return {
+            name: (where["nodes"].get(node, node), pid)
+            for name, _, node, pid in where["actors"]
+            if name
+        }
 
     def replica_nodes(self) -> list[str]:
         """Name the node of each router replica that lives."""
         where = self.where()
         return [
             where["nodes"].get(node, node)
-            for name, kind, node in where["actors"]
+            for name, kind, node, _ in where["actors"]
             if kind.startswith("ServeReplica:barp:Router")
         ]
 
