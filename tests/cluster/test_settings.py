@@ -126,3 +126,12 @@ def test_a_secret_that_was_cut_off_is_refused_and_not_replaced(
     assert (tmp_path / "secret.key").read_bytes() == content
     with pytest.raises(DamagedSecret, match="signing_secret holds"):
         signing_secret(Settings(state_dir=tmp_path, signing_secret=SecretStr("short")))
+
+
+def test_several_aggregators_need_postgresql() -> None:
+    with pytest.raises(ValidationError, match="must be 1 on SQLite"):
+        Settings(aggregator_shards=2)
+    url = "postgresql+psycopg://barp@db/barp"
+    assert Settings(aggregator_shards=2, ledger_url=url).aggregator_shards == 2
+    with pytest.raises(ValidationError, match="less than or equal to 16"):
+        Settings(aggregator_shards=17, ledger_url=url)
