@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import ray
+from ray.exceptions import RayActorError
 
 from cluster.local_ray import NAMESPACE as NAMESPACE
 from cluster.places import places
@@ -28,6 +30,7 @@ READY_TIMEOUT_S: Final = 120.0
 # Prometheus asks every 15 s or so.
 OBSERVE_EVERY_S: Final = 5.0
 STOP_TIMEOUT_S: Final = 20.0
+ASK_AGAIN_S: Final = 0.2
 # First to last: who is asked stands before who asks, and the keeper exports when all is recorded.
 STOPPABLE: Final = frozenset({KEEPER, *aggregator_names(MAX_SHARDS)})
 NAMES: Final = (
@@ -63,13 +66,27 @@ def begin_actors(settings: Settings, *, but: Collection[str] = ()) -> list[Any]:
 
 
 def await_actors(handles: Sequence[Any]) -> None:
-    """Wait until each is ready.
+    """Wait until each is ready; one that dies meanwhile is started again by Ray, and asked again.
 
     Raises:
         RouterError: What an actor says it cannot start for.
+        RayError: Not ready in time, or its constructor failed.
     """
+    deadline = time.monotonic() + READY_TIMEOUT_S
     for handle in handles:
-        ray.get(handle.ready.remote(), timeout=READY_TIMEOUT_S)
+        while not _is_ready(handle, deadline):
+            time.sleep(ASK_AGAIN_S)
+
+
+def _is_ready(handle: Any, deadline: float) -> bool:
+    """Return once an actor is ready; False where it has died under the question."""
+    try:
+        ray.get(handle.ready.remote(), timeout=max(0.0, deadline - time.monotonic()))
+    except RayActorError as error:
+        if error.actor_init_failed or time.monotonic() > deadline:
+            raise
+        return False
+    return True
 
 
 def _start(name: str, actor_class: type, arguments: dict[str, Any], options: dict[str, Any]) -> Any:

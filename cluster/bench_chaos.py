@@ -25,6 +25,9 @@ def bench_chaos(
     encoder_dir: Annotated[
         Path | None, typer.Option(help="A static encoder that was built; one is built without it.")
     ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="A new folder for the service's state, kept afterwards.")
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
     ] = False,
@@ -42,7 +45,8 @@ def bench_chaos(
         settings["encoder_dir"] = encoder_dir.resolve()
     plan = ChaosPlan(minutes=minutes, kills=kills, seed=seed, rate_per_s=rate, settings=settings)
     with tempfile.TemporaryDirectory(prefix="barp-chaos-") as folder:
-        report = run_chaos(plan, Path(folder) / "state", progress=console.print)
+        state_dir = Path(folder) / "state" if keep is None else keep.resolve()
+        report = run_chaos(plan, state_dir, progress=console.print)
     _show(report)
     if json:
         print_json(report)

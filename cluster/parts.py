@@ -23,7 +23,7 @@ from cluster.ingress import LOOPBACK
 from cluster.places import places
 from cluster.settings import Ingress, Settings
 from cluster.signing import signing_secret
-from policies.errors import ArtifactError
+from policies.errors import ArtifactError, RouterError
 from policies.publication import read_pointer
 from services.keys import service_key
 
@@ -66,14 +66,14 @@ def start_parts(
     first = begin_actors(settings, but=LEARNING if head_start else ())
     progress(f"Serve: router replicas behind {INGRESS_NAMES[ingress]}")
     _deploy(settings, ingress)
-    await_actors(first)
+    _await(first)
     if head_start:
         try:
             wait_ready(url, api_key=api_key, timeout_s=HEAD_START_S)
             progress("answering with the champion published last")
         except StartFailed as error:
             logger.info("no head start: %s", error)
-        await_actors(begin_actors(settings))
+        _await(begin_actors(settings))
     wait_ready(url, api_key=api_key)
 
 
@@ -99,6 +99,17 @@ def wait_ready(url: str, *, api_key: str, timeout_s: float = READY_TIMEOUT_S) ->
             last = answer.text[:300]
         time.sleep(0.1)
     raise StartFailed(f"not ready after {timeout_s:.0f} s: {last}")
+
+
+def _await(actors: list[Any]) -> None:
+    """Wait until actors are ready; raises StartFailed where one does not get so."""
+    try:
+        await_actors(actors)
+    except RouterError:
+        raise
+    except RayError as error:
+        *_, last = str(error).strip().splitlines() or [type(error).__name__]
+        raise StartFailed(f"an actor did not start: {last}") from error
 
 
 def _has_champion(settings: Settings) -> bool:
