@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import httpx
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.api import RunTarget
 
 from cluster.actors import LEARNING, await_actors, begin_actors, stop_actors
@@ -132,7 +132,13 @@ def _deploy(settings: Settings, ingress: Ingress) -> None:
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
     }
     try:
-        serve.start(**options)
+        try:
+            serve.start(**options)
+        except RayActorError as error:
+            # A proxy that was too slow for Serve's health check, on a busy machine. Serve replaces
+            # it, and asked again no longer waits for it: `wait_ready` does.
+            logger.warning("a proxy was replaced while Serve started: %s", str(error)[:200])
+            serve.start(**options)
         target = RunTarget(compose(settings), name=APP_NAME, route_prefix="/")
         serve.run_many(
             [target],

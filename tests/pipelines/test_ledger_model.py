@@ -343,7 +343,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def export(self) -> None:
         """Copy what has matured."""
-        export(self.ledger.interactions, self.dataset, max_part_rows=2)
+        # A row a part, so that two of them are enough to merge.
+        export(self.ledger.interactions, self.dataset, max_part_rows=1)
         self.model.exported = len(self.model.interactions)
         assert self.dataset.read().equals(self.archive.interactions(0, 1000))
 
@@ -370,6 +371,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if exported:
             self.export()
         self.forget(500)
+        self.merge()
         if late is not None:
             self.record([late])
 
