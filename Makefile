@@ -26,7 +26,7 @@ STAMP := .venv/.installed
 unexport PYTHONPATH PYTHONHOME
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test fast test-slow test-cluster lint clean
+.PHONY: help install demo test fast test-slow test-cluster audit lint clean
 
 help:
 	@echo "make install    environment in .venv, developer tools included; again only when needed"
@@ -35,6 +35,7 @@ help:
 	@echo "make fast       the same without the tests that start Ray"
 	@echo "make test-slow  the slow tests alone"
 	@echo "make test-cluster  the loop on three Ray nodes of this machine, with a node that is lost"
+	@echo "make audit      known holes in what it depends on, where advisories can be reached"
 	@echo "make clean      removes .venv and caches; the state folder .barp stays"
 
 install: $(STAMP)
@@ -54,6 +55,11 @@ test-slow: install
 
 test-cluster: install
 	$(BIN)/pytest -m cluster
+
+# Asks a database of advisories, which it has to reach.
+audit: install
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
 lint: install
 	$(BIN)/ruff format --check .
