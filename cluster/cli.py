@@ -106,10 +106,12 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
     try:
         with (
             logging_to(settings.state_dir.resolve() / LOGS),
-            local_service(settings, progress=_step) as service,
+            # Ray takes SIGTERM for a crash of the driver, and sets a handler that ends in one. A
+            # stop that comes while the rest starts is kept until it can be done in order.
+            local_service(
+                settings, progress=_step, ray_is_up=lambda: _stop_on_signals(stop)
+            ) as service,
         ):
-            # Ray takes SIGTERM for a crash of the driver, and has set a handler that ends in one.
-            _stop_on_signals(stop)
             console.print(f"[bold green]ready[/] after {service.started_s:.0f} s at {service.url}")
             console.print(f"  API page {service.url}/docs, stop with Ctrl-C")
             service.watch(stop)

@@ -70,12 +70,15 @@ class RunningService:
 
 
 @contextmanager
-def local_service(settings: Settings, *, progress: Progress) -> Iterator[RunningService]:
+def local_service(
+    settings: Settings, *, progress: Progress, ray_is_up: Callable[[], None] = lambda: None
+) -> Iterator[RunningService]:
     """Run the whole service on this machine for as long as the block lasts.
 
     Args:
         settings: What to start; relative paths are taken from the present directory.
         progress: Told each step in a few words.
+        ray_is_up: Called once Ray is, which has put its own handlers of signals by then.
 
     Raises:
         LaunchError: The port is taken, the address needs a key, or the state folder is in use.
@@ -101,6 +104,7 @@ def local_service(settings: Settings, *, progress: Progress) -> Iterator[Running
         with local_ray(
             host=settings.host, port=settings.port, ingress=ingress, folder=folder
         ) as core:
+            ray_is_up()
             # Here and not above: Ray's own processes start in the meantime.
             from cluster.parts import start_parts, stop_parts
 
