@@ -274,9 +274,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """From now on there are more aggregators, or fewer; those left over keep what they know."""
         self.shards = shards
 
-    @initialize(ids=st.lists(st.sampled_from(IDS), unique=True, max_size=4))
-    def begin(self, ids: list[str]) -> None:
-        """Begin with some decisions that are answered and exported: what can be merged, and leave.
+    @initialize(ids=st.lists(st.sampled_from(IDS), unique=True, max_size=4), exported=st.booleans())
+    def begin(self, ids: list[str], exported: bool) -> None:
+        """Begin with some decisions that are answered: what can be merged, and leave.
 
         Left to chance it takes hundreds of runs until two of them are.
         """
@@ -285,7 +285,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.record(ids)
         whole = [Outcome(decision_id=i, quality=0.5, cost_usd=0.01, activate=True) for i in ids]
         self.submit(whole, columns=False)
-        self.export()
+        if exported:
+            self.export()
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4))
     def record(self, ids: list[str]) -> None:
