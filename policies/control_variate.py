@@ -131,7 +131,7 @@ class _Log:
 
     def prior(self, guess: Guess) -> Beliefs:
         """Believe nothing yet."""
-        return Beliefs.prior(guess, loading=np.zeros(self.num_arms), blocks=self.blocks)
+        return Beliefs.prior(guess, num_arms=self.num_arms, blocks=self.blocks)
 
     def variance(self, found: Beliefs) -> Array:
         """Return the variance of every arm's prediction on every row, shape (n, K)."""

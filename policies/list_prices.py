@@ -15,8 +15,6 @@ Array = NDArray[np.float64]
 
 # The length of prompt that list prices are compared at; a request's own is not part of the pmf.
 TYPICAL_PROMPT_CHARACTERS: Final = 1_000
-# Prices further apart than this say no more of quality.
-MAX_DECADES: Final = 2.0
 
 
 def list_costs(prices: Mapping[int, PriceTable]) -> dict[tuple[int, str], float]:
@@ -58,26 +56,6 @@ def costs_at(
     keys = zip(seen.price_version.tolist(), seen.arms, strict=True)
     then = np.array([costs.get(key, 0.0) for key in keys], dtype=np.float64)
     return seen.cost_usd * price_ratio(kept, then)
-
-
-def price_loadings(usd: Array, pool_usd: Array) -> Array:
-    """Return how many decades dearer than the pool's mean arms are, 0 where no price is given.
-
-    Known before an arm has answered anything: dearer models tend to be better ones.
-
-    Args:
-        usd: List prices of the arms, USD, shape (m,).
-        pool_usd: List prices of the pool, USD, shape (K,).
-
-    >>> price_loadings(np.array([0.001, 0.1, 0.0]), np.array([0.001, 0.1, 0.0]))
-    array([-1.,  1.,  0.])
-    """
-    priced = pool_usd[pool_usd > 0]
-    if len(priced) == 0:
-        return np.zeros(len(usd))
-    centre = np.log10(priced).mean()
-    decades = np.log10(np.where(usd > 0, usd, 10.0**centre)) - centre
-    return np.asarray(np.clip(decades, -MAX_DECADES, MAX_DECADES))
 
 
 def price_ratio(now_usd: Array, then_usd: Array) -> Array:

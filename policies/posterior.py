@@ -26,7 +26,7 @@ from policies.artifact import PolicyArtifact
 from policies.draws import arm_draws
 from policies.feature_map import FeatureMap
 from policies.hierarchy import Beliefs
-from policies.list_prices import TYPICAL_PROMPT_CHARACTERS, price_loadings, price_ratio
+from policies.list_prices import TYPICAL_PROMPT_CHARACTERS, price_ratio
 from policies.outcome_models import sigmoid
 from policies.policy import Assessment, all_on
 from policies.preference import Preference, preference_grid
@@ -41,11 +41,14 @@ POOLS_KEPT: Final = 256
 MAX_LOGIT_VARIANCE: Final = 4.0
 # Requests whose draws are compared at once: 0.7 MB for 11 arms and 256 draws.
 ROWS_AT_ONCE: Final = 32
+# Rows to a step of expectation maximisation, and most steps of one update.
+ROWS_A_ROUND: Final = 64
 # How suddenly the sweep ends, and below which share it has ended.
 SWEEP_POWER: Final = 6
 LEAST_SWEEP: Final = 1e-3
 # The preferences that an arm's usual gap is averaged over.
 EXPLORED_GRID: Final = preference_grid()
+MAX_ROUNDS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,10 +221,8 @@ class PosteriorPolicy:
         then = np.array(
             [now[i] if k is None else weights["list_cost_usd"][k] for i, k in enumerate(arms)]
         )
-        quality, covariances = self._quality.of(
-            arms, price_loadings(then, weights["list_cost_usd"])
-        )
-        cost, _ = self._cost.of(arms, np.zeros(len(arms)))
+        quality, covariances = self._quality.of(arms)
+        cost, _ = self._cost.of(arms)
         slopes, ratios = covariances[:, 1:, 1:], price_ratio(now, then)
         listed = scaled_cost(then, cost_ceiling_usd=artifact.cost_ceiling_usd)
         levels = np.clip((listed + cost[:, 0]) * ratios, 0.0, 1.0)

@@ -82,27 +82,6 @@ def test_the_context_waits_for_rows_and_features_are_fitted_anew_as_they_double(
     assert (anew.weights["features.projection"] != enough.weights["features.projection"]).any()
 
 
-def test_a_version_made_before_prices_spoke_of_quality_decides_and_learns_on(
-    trained: PolicyArtifact,
-) -> None:
-    """Its beliefs have no loading and nothing is shared of it."""
-    weights = dict(trained.weights)
-    for target in ("quality", "cost"):
-        del weights[f"{target}.loading"]
-        for name in ("shared_mean", "shared_variance"):
-            weights[f"{target}.{name}"] = weights[f"{target}.{name}"][:-1]
-        weights[f"{target}.shared_covariance"] = weights[f"{target}.shared_covariance"][:-1, :-1]
-    older = replace(trained, weights=weights)
-    known = PosteriorPolicy(trained).pmf(CONTEXT, BALANCED, ARMS)
-    np.testing.assert_array_equal(PosteriorPolicy(older).pmf(CONTEXT, BALANCED, ARMS), known)
-    child = _updated(older, _rows(older, 40, first_seq=300))
-    newer = _updated(trained, _rows(trained, 40, first_seq=300))
-    assert child.weights["quality.loading"].any()
-    np.testing.assert_allclose(
-        child.weights["quality.means"][:, 0], newer.weights["quality.means"][:, 0], atol=0.2
-    )
-
-
 def test_an_update_is_a_pure_function(trained: PolicyArtifact) -> None:
     rows, before = _rows(trained, 70, first_seq=201), digest(trained)
     assert digest(_updated(trained, rows)) == digest(_updated(trained, rows))
