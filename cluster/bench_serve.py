@@ -42,6 +42,7 @@ WARM_UP_S: Final = 3.0
 FRONTIER_SHARES: Final = (0.2, 0.35, 0.5, 0.65, 0.8)
 P99_BOUNDS_MS: Final = (5.0, 10.0, 25.0, 50.0)
 SETTLE_TIMEOUT_S: Final = 60.0
+SETTLE_EVERY_S: Final = 0.5
 
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
@@ -143,11 +144,12 @@ def _measure(
         warm = _run(closed_loop(service.url, single, clients=plan.clients, seconds=WARM_UP_S))
         rounds = [_round(plan, service, bare, prompts, show) for _ in range(plan.rounds)]
         show("one client")
+        settle(client)
         alone = _run(closed_loop(service.url, single, clients=1, seconds=plan.duration_s))
-        fixed = {rate: _at(plan, service, single, rate, show) for rate in plan.rates}
+        fixed = {rate: _at(plan, service, client, single, rate, show) for rate in plan.rates}
         saturation = median(one.http.rps for one in rounds)
         rates = [round(share * saturation) for share in FRONTIER_SHARES]
-        frontier = {rate: _at(plan, service, single, rate, show) for rate in rates}
+        frontier = {rate: _at(plan, service, client, single, rate, show) for rate in rates}
         show("swapping versions under load")
         load = swap_under_load(
             service.url, client, single, saturation=saturation, seconds=plan.duration_s
@@ -235,12 +237,14 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
 def _at(
     plan: ServePlan,
     service: ServiceProcess,
+    client: ServiceClient,
     requests: Sequence[bytes],
     rate: int,
     show: Callable[[str], None],
 ) -> LoadSample:
     """Measure latency at a fixed rate."""
     show(f"{rate} requests a second")
+    settle(client)
     return _run(
         open_loop(
             service.url,
@@ -294,6 +298,18 @@ def _frontier(samples: Mapping[int, LoadSample]) -> dict[str, int]:
         )
         for bound in P99_BOUNDS_MS
     }
+
+
+def settle(client: ServiceClient) -> None:
+    """Wait until what came before is recorded: catching up is no part of what comes next."""
+    deadline = time.monotonic() + SETTLE_TIMEOUT_S
+    before = -1
+    while time.monotonic() < deadline:
+        recorded = int(client.get("/v1/status")["ledger"]["decisions"])
+        if recorded == before:
+            return
+        before = recorded
+        time.sleep(SETTLE_EVERY_S)
 
 
 def wait_recorded(client: ServiceClient, decided: int) -> int:

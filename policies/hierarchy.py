@@ -98,8 +98,24 @@ class Beliefs:
 
     @classmethod
     def read(cls, weights: Mapping[str, NDArray[Any]], target: str) -> Beliefs:
-        """Take those of one target out of an artifact."""
-        return cls(**{field.name: weights[f"{target}.{field.name}"] for field in fields(cls)})
+        """Take those of one target out of an artifact.
+
+        Raises:
+            KeyError: Something is missing.
+            ValueError: Shapes that do not belong together.
+        """
+        found = cls(**{field.name: weights[f"{target}.{field.name}"] for field in fields(cls)})
+        k, p = found.means.shape
+        expected: dict[str, tuple[int, ...]] = {
+            "covariances": (k, p, p),
+            "shared_covariance": (p, p),
+        }
+        for name in ("shared_mean", "own_variance", "shared_variance"):
+            expected[name] = (p,)
+        for name, shape in expected.items():
+            if getattr(found, name).shape != shape:
+                raise ValueError(f"{target}.{name} must have the shape {shape}")
+        return found
 
     def weights(self, target: str) -> dict[str, NDArray[Any]]:
         """Name them for an artifact."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import numpy as np
+
+from policies.arms import Arm
 from policies.artifact import PolicyArtifact
 from policies.bandits import BANDITS, BanditPolicy
 from policies.barp import BarpLearner, BarpPolicy
@@ -15,6 +18,7 @@ from policies.learning import Learner, LearnerSpec
 from policies.policy import Policy
 from policies.posterior import PosteriorPolicy
 from policies.posterior_learner import PosteriorLearner
+from policies.preference import Preference
 
 __all__ = [
     "BarpDrLearner",
@@ -42,7 +46,9 @@ LEARNERS: Final[Mapping[str, Callable[[], Learner]]] = {
 
 
 def load_policy(artifact: PolicyArtifact) -> Policy:
-    """Make the policy that an artifact holds.
+    """Make the policy that an artifact holds, once it has decided something.
+
+    An artifact that cannot decide is refused here, and not at the first request.
 
     Raises:
         ArtifactError: A kind this release does not know, or weights that do not fit together.
@@ -56,8 +62,22 @@ def load_policy(artifact: PolicyArtifact) -> Policy:
             allowed=", ".join(POLICIES),
         )
     try:
-        return policy(artifact)
-    except (KeyError, TypeError, ValueError) as error:
+        loaded = policy(artifact)
+        _try_out(loaded, artifact)
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"weights of kind {artifact.kind!r} do not fit: {error}", field="weights"
         ) from error
+    return loaded
+
+
+def _try_out(policy: Policy, artifact: PolicyArtifact) -> None:
+    """Decide between all its arms once; raises what a request would see."""
+    arms = [Arm(name=name) for name in artifact.arms]
+    if not arms:
+        return
+    context = np.zeros((1, artifact.context_dim), dtype=np.float32)
+    with np.errstate(all="ignore"):
+        pmf = policy.assess(context, [Preference(quality=0.5, cost=0.5)], arms).pmf
+    if not np.isclose(pmf.sum(), 1.0) or not (pmf >= 0.0).all():
+        raise ValueError("they make no distribution over the arms")

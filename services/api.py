@@ -21,7 +21,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from policies.errors import InvalidRequest, RouterError
 from services.bulk import ARROW_STREAM
-from services.decider import RouteRequest
 from services.door import CALLER, OPEN_PATHS, Caller, Door, caller_of
 from services.feedback import Feedback
 from services.metrics import ReplicaMetrics
@@ -37,7 +36,7 @@ from services.refusals import (
     refusal,
 )
 from services.replies import JSON, TEXT, Reply, header
-from services.router import Router, RouterArgs, in_batch
+from services.router import Router, RouterArgs, for_each
 from services.tracing import RequestTracing
 from services.wire import RouteBatchIn, RouteIn, route_out
 
@@ -124,12 +123,9 @@ class Api:
 
     async def route_batch(self, body: bytes, scope: Scope) -> Reply:
         """Choose a model for each of several prompts, encoded together; all or none."""
-        asked, requests = _batch(body), list[RouteRequest]()
-        caller = caller_of(scope)
+        asked, caller = _batch(body), caller_of(scope)
         caller.spend(len(asked) - 1)
-        for index, one in enumerate(asked):
-            with in_batch(index, size=len(asked)):
-                requests.append(one.to_request(tenant=caller.acts_for(one.tenant)))
+        requests = for_each(asked, lambda one: one.to_request(tenant=caller.acts_for(one.tenant)))
         routed = await self._router.decide(requests)
         self._metrics.decided([one.decision for one in routed])
         return Reply(to_json({"results": [route_out(one) for one in routed]}))

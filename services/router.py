@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from numpy.random import Generator
 
@@ -19,6 +19,9 @@ from services.decision_ids import DecisionIds
 from services.encoders import Encoder
 from services.gathering import Gathering
 from services.preview import PreviewOut, preview
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,10 +149,7 @@ class Router:
                 value=len(requests),
                 allowed=f"at most {self._args.max_batch}",
             )
-        readable = []
-        for index, request in enumerate(requests):
-            with in_batch(index, size=len(requests)):
-                readable.append(self._readable(request))
+        readable = for_each(requests, self._readable)
         return await self._decide(readable) if readable else []
 
     async def preview(self, request: RouteRequest) -> PreviewOut:
@@ -170,10 +170,7 @@ class Router:
         contexts = await self._encoder.encode([request.prompt for request in requests])
         # Read once, after the wait: no request is decided by a champion that has since gone.
         champion = self._champion.current
-        offers = []
-        for index, request in enumerate(requests):
-            with in_batch(index, size=len(requests)):
-                offers.append(self._decider.offer(champion, request))
+        offers = for_each(requests, partial(self._decider.offer, champion))
         routed = self._decider.decide(champion, requests, offers, contexts)
         await self._recorder.add([one.decision for one in routed])
         return routed
@@ -214,12 +211,14 @@ class Router:
         return replace(request, prompt=prompt.encode("utf-8", "replace").decode("utf-8"))
 
 
-@contextmanager
-def in_batch(index: int, *, size: int) -> Iterator[None]:
-    """Say which request of a batch an error is about."""
+def for_each(batch: Sequence[Item], work: Callable[[Item], Result]) -> list[Result]:
+    """Do something for each request of a batch; an error says which one it is about."""
+    done: list[Result] = []
     try:
-        yield
+        for one in batch:
+            done.append(work(one))
     except RouterError as error:
-        if size > 1:
-            error.field = f"{index}.{error.field}"
+        if len(batch) > 1:
+            error.field = f"{len(done)}.{error.field}"
         raise
+    return done

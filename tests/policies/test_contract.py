@@ -202,6 +202,21 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 @each_learner
+def test_an_artifact_that_loads_can_decide(kind: str) -> None:
+    whole, arms = TRAINED[kind], [Arm(name=name) for name in TRAINED[kind].arms]
+    for name, value in whole.weights.items():
+        for broken in (value[1:], value[..., :-1], value * np.float64("nan")):
+            if np.array_equal(broken, value):
+                continue
+            try:
+                policy = load_policy(replace(whole, weights={**whole.weights, name: broken}))
+            except ArtifactError:
+                continue
+            pmf = policy.pmf(_context(1), _preference(0.5), arms)
+            assert pmf.sum() == pytest.approx(1.0), name
+
+
+@each_learner
 def test_weights_that_do_not_fit_are_refused(kind: str) -> None:
     with pytest.raises(ArtifactError, match="do not fit"):
         load_policy(replace(TRAINED[kind], arms=("a", "b")))
