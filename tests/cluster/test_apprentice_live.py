@@ -10,7 +10,7 @@ from collectors import running_collector
 from service_load import PRICES, Load
 from service_process import StartService
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_one_model_decides_learners_learn_and_every_step_is_traced(

@@ -8,7 +8,7 @@ import pytest
 from service_load import PRICES, Load
 from service_process import ServiceProcess, StartService
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_replica_comes_under_load_and_goes_after_it_without_a_failure(
