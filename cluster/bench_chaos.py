@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cluster.console import console, print_json
+from cluster.console import JsonOption, console, print_json
 
 
 def bench_chaos(
@@ -28,9 +28,7 @@ def bench_chaos(
     keep: Annotated[
         Path | None, typer.Option(help="A new folder for the service's state, kept afterwards.")
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-    ] = False,
+    json: JsonOption = False,
 ) -> None:
     """Kill replica, aggregator, proxy, trainer, publisher, controller, all, one after the other.
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from cluster import operate
 from cluster.bench import bench
-from cluster.console import console, print_json, replay_progress
+from cluster.console import JsonOption, console, print_json, replay_progress
 from cluster.encoders import encoder
 from cluster.events import show_events
 from cluster.instance import LOGS, logging_to
@@ -52,18 +53,17 @@ logger = logging.getLogger(__name__)
 # `-P` keeps the present directory off the import path.
 ENTRY: Final = "from cluster.entry import main; main()"
 
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-]
 
-
-def run() -> None:
+def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a known error is one line on stderr and exit status 2.
 
     A file or folder that cannot be written or read is an error of the same kind.
+
+    Args:
+        arguments: What follows `barp`; None takes them from the process.
     """
     try:
-        app()
+        app(arguments)
     except (RouterError, OSError) as error:
         console.print(f"[red]error[/] {error}", soft_wrap=True, highlight=False)
         sys.exit(getattr(error, "exit_status", 2))
@@ -123,7 +123,7 @@ def _serve(settings: Settings, stop: threading.Event) -> None:
 
 @app.command()
 def demo(
-    json: JsonFlag = False,
+    json: JsonOption = False,
     state_dir: Annotated[
         Path, typer.Option(help="Folder for the demo's state; an earlier demo's is replaced.")
     ] = Path(".barp/demo"),
@@ -158,7 +158,7 @@ def replay(
         float, typer.Option(help="The service's tau, for the rewards shown, USD.")
     ] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of order, preferences and delays.")] = 0,
-    json: JsonFlag = False,
+    json: JsonOption = False,
 ) -> None:
     """Play recorded real outcomes as live traffic against a running service."""
     from cluster.client import reach
@@ -188,7 +188,7 @@ def replay(
 
 
 @app.command()
-def doctor(json: JsonFlag = False) -> None:
+def doctor(json: JsonOption = False) -> None:
     """Check that this machine can run the service; exit status 1 where it cannot."""
     from cluster.doctor import check_installation
     from cluster.ledgers import check_revision

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.console import console, print_json
+from cluster.console import JsonOption, console, print_json
 from cluster.options import load_settings
 from cluster.places import places
 from policies.encoder_files import EncoderKind
@@ -31,9 +31,7 @@ def build(
     registry_url: Annotated[
         str | None, typer.Option(help="MLflow URI; default is SQLite in the state folder.")
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-    ] = False,
+    json: JsonOption = False,
 ) -> None:
     """Build an encoder, half a minute on one core; the folder names itself by its content."""
     from policies.encoder import build_encoder, describe_encoder

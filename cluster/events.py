@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from cluster.client import ServiceClient
-from cluster.console import console, print_json
-from cluster.operate import JsonOption, KeyOption, UrlOption
+from cluster.console import JsonOption, console, print_json
+from cluster.operate import KeyOption, UrlOption
 from policies.events import EventKind
 
 FOLLOW_EVERY_S: Final = 1.0

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cluster.console import console, print_json
+from cluster.console import JsonOption, console, print_json
 from cluster.options import load_settings
 from cluster.places import places
 from policies.errors import Conflict, NotFound
@@ -25,9 +25,6 @@ keys = typer.Typer(help="Make, list and revoke API keys; running services obey w
 
 StateDir = Annotated[
     Path | None, typer.Option(help="Folder of the service, which holds its key file.")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
 ]
 Name = Annotated[str, typer.Argument(help="What the key is called: A-Z a-z 0-9 . _ -")]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from cluster.console import console, print_json
+from cluster.console import JsonOption, console, print_json
 from cluster.doctor import Check
 from cluster.options import load_settings
 from cluster.places import places
@@ -31,14 +31,11 @@ StateDir = Annotated[
 LedgerUrl = Annotated[
     str | None, typer.Option(help="SQLAlchemy URL of the ledger; default is SQLite in state_dir.")
 ]
-JsonFlag = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-]
 
 
 @ledger.command("revision")
 def revision(
-    state_dir: StateDir = None, ledger_url: LedgerUrl = None, json: JsonFlag = False
+    state_dir: StateDir = None, ledger_url: LedgerUrl = None, json: JsonOption = False
 ) -> None:
     """Say which revision the tables are at, and what this release would add; changes nothing."""
     from pipelines.migration import ledger_revision
@@ -54,7 +51,7 @@ def migrate(
     ] = None,
     state_dir: StateDir = None,
     ledger_url: LedgerUrl = None,
-    json: JsonFlag = False,
+    json: JsonOption = False,
 ) -> None:
     """Bring the tables to a revision, all in one transaction.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cluster.console import console, print_json
+from cluster.console import JsonOption, console, print_json
 from cluster.options import with_settings
 from cluster.settings import Settings
 
@@ -24,9 +24,7 @@ def check(
             help="How many nodes there will be; without it the running Ray cluster is asked.", min=1
         ),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
-    ] = False,
+    json: JsonOption = False,
 ) -> None:
     """Check that the settings can serve from several nodes; exit status 1 where they cannot.
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from cluster.client import ServiceClient
-from cluster.console import console, print_json
+from cluster.console import JsonOption, console, print_json
 
 # A rebuild is a training, and may wait for one.
 REBUILD_TIMEOUT_S: Final = 600.0
@@ -25,9 +25,6 @@ UrlOption = Annotated[
 ]
 KeyOption = Annotated[
     str | None, typer.Option(envvar="BARP_API_KEY", help="API key, where the service asks for one.")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
 ]
 WhyOption = Annotated[str, typer.Option(help="Why, kept in the history.")]
 

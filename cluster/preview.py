@@ -8,8 +8,8 @@ import typer
 from rich.table import Table
 
 from cluster.client import ServiceClient
-from cluster.console import console, print_json
-from cluster.operate import JsonOption, KeyOption, UrlOption
+from cluster.console import JsonOption, console, print_json
+from cluster.operate import KeyOption, UrlOption
 
 QUALITY_WEIGHTS: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 # Below this a share is what every model is explored with, not what the policy is for.

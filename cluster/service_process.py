@@ -78,15 +78,15 @@ def service_process(
     finally:
         if popen.poll() is None:
             popen.send_signal(signal.SIGINT)
-        status = _stopped(popen)
+        status = stopped(popen)
     if status != 0:
         raise LaunchError(f"the service ended with status {status}: {_last_words(state_dir)}")
 
 
-def _stopped(popen: subprocess.Popen[bytes]) -> int:
+def stopped(popen: subprocess.Popen[bytes], *, timeout_s: float = STOP_TIMEOUT_S) -> int:
     """Wait for its end and return its status; one that does not end is killed with all it began."""
     try:
-        return popen.wait(timeout=STOP_TIMEOUT_S)
+        return popen.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         service = psutil.Process(popen.pid)
         for process in (*service.children(recursive=True), service):

@@ -258,7 +258,7 @@ def _matrix(source: str, columns: Columns, *, highest: float) -> NDArray[np.floa
     for name, column in columns.items():
         try:
             values = column.cast(pa.float64()).to_numpy()
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             raise _bad_column(source, name, f"holds no numbers: {error}") from error
         wrong = values[(values < 0) | (values > highest) | np.isinf(values)]
         if len(wrong):

@@ -31,10 +31,11 @@ class WordPieces:
     Args:
         tokenizer: The general one, without padding or truncation; whatever is asked here, the
             answer is its own.
+        words_kept: How many words are remembered; then it begins anew.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._pieces = _Memory(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, *, words_kept: int = WORDS_KEPT) -> None:
+        self._pieces = _Memory(tokenizer, words_kept)
 
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text, special tokens not added."""
@@ -54,15 +55,15 @@ class WordPieces:
 class _Memory(dict[str, list[int]]):
     """The token ids of words; one that is missing is asked for, and kept."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, words_kept: int) -> None:
         super().__init__()
-        self._tokenizer = tokenizer
+        self._tokenizer, self._words_kept = tokenizer, words_kept
 
     def __missing__(self, word: str) -> list[int]:
         """Ask the tokenizer."""
         ids = list(self._tokenizer.encode(word, add_special_tokens=False).ids)
         if len(word) <= LONGEST_KEPT:
-            if len(self) >= WORDS_KEPT:
+            if len(self) >= self._words_kept:
                 # Full once in a long time; what is common is back after a few prompts.
                 self.clear()
             self[word] = ids

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -79,17 +78,13 @@ def test_a_refusal_is_one_line_and_exit_status_2(
     words: str,
     outcomes_file: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     encoder = str(small_static_encoder(tmp_path / "encoder"))
     given = [str(outcomes_file) if one == "FILE" else one for one in arguments]
     given += [] if "--encoder" in given else ["--encoder", encoder]
-    monkeypatch.setattr(
-        sys, "argv", ["barp", "bench", *given, "--cache-dir", str(tmp_path / "cache")]
-    )
     with pytest.raises(SystemExit) as stopped:
-        cli.run()
+        cli.run(["bench", *given, "--cache-dir", str(tmp_path / "cache")])
     assert stopped.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("error ")

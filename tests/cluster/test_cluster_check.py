@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from object_stores import seeing_puts, without_conditions
 from typer.testing import CliRunner
 
 from cluster.cli import app
 from cluster.cluster_check import NodeReport, Probe, check_cluster, report_of_this_node
 from cluster.doctor import Check
 from cluster.settings import Settings
-from pipelines.conditional_objects import ConditionalObject
 
 
 def refused(checks: list[Check]) -> dict[str, str]:
@@ -108,18 +108,9 @@ def test_a_folder_that_all_nodes_mount_is_allowed(shared: Settings, tmp_path: Pa
     assert refused(check_cluster(elsewhere, nodes=2, probe=probe)).keys() == {"dataset"}
 
 
-def test_a_store_that_knows_no_conditions_is_refused(
-    shared: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It takes every put, as stores do that pass over headers they do not know."""
-    real = ConditionalObject.replace
-
-    def unconditional(self: ConditionalObject, content: bytes, *, etag: str | None) -> str | None:
-        found = self.read()
-        return real(self, content, etag=found and found[1])
-
-    monkeypatch.setattr(ConditionalObject, "replace", unconditional)
-    checks = check_cluster(shared, nodes=2)
+def test_a_store_that_knows_no_conditions_is_refused(shared: Settings) -> None:
+    with seeing_puts(without_conditions):
+        checks = check_cluster(shared, nodes=2)
     assert refused(checks).keys() == {"dataset"}
     assert "overwrites" in next(check.found for check in checks if check.name == "dataset")
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import psutil
 import pytest
-from cluster_load import HEADERS, Load, cluster_environment, get, put_models, wait_for
-from ray_clusters import RayCluster, ray_cluster, wait_until_ready
+from cluster_load import HEADERS, Load, cluster_environment, get, serving_cluster, wait_for
+from ray_clusters import RayCluster
 from redis_servers import running_redis
 
 pytestmark = pytest.mark.cluster
@@ -41,18 +41,13 @@ def environment(
 @pytest.fixture(scope="module")
 def cluster(environment: dict[str, str]) -> Iterator[RayCluster]:
     """A head and two workers; ledger, registry and publisher have their actors on a worker."""
-    with ray_cluster(2, environment) as running:
-        running.deploy(
-            min_replicas=REPLICAS,
-            max_replicas=REPLICAS,
-            max_replicas_per_node=2,
-            control_nodes="node=worker-0",
-            encoder="static",
-            gate="estimate",
-            retrain_min_interactions=10_000,
-        )
-        wait_until_ready(running.url, HEADERS)
-        put_models(running)
+    serving = serving_cluster(
+        environment,
+        replicas=REPLICAS,
+        control_nodes="node=worker-0",
+        retrain_min_interactions=10_000,
+    )
+    with serving as running:
         yield running
 
 

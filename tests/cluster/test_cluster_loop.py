@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cluster_load import HEADERS, Load, cluster_environment, get, put_models, wait_for
-from ray_clusters import RayCluster, ray_cluster, wait_until_ready
+from cluster_load import HEADERS, Load, cluster_environment, get, serving_cluster, wait_for
+from ray_clusters import RayCluster
 
 pytestmark = pytest.mark.cluster
 
@@ -34,19 +34,14 @@ def environment(
 @pytest.fixture(scope="module")
 def cluster(environment: dict[str, str]) -> Iterator[RayCluster]:
     """A head and two workers, four replicas, models that cost more and less."""
-    with ray_cluster(2, environment) as running:
-        running.deploy(
-            min_replicas=REPLICAS,
-            max_replicas=REPLICAS,
-            max_replicas_per_node=2,
-            control_nodes="node=head",
-            encoder="static",
-            gate="estimate",
-            retrain_min_interactions=80,
-            holdout_share=0.3,
-        )
-        wait_until_ready(running.url, HEADERS)
-        put_models(running)
+    serving = serving_cluster(
+        environment,
+        replicas=REPLICAS,
+        control_nodes="node=head",
+        retrain_min_interactions=80,
+        holdout_share=0.3,
+    )
+    with serving as running:
         yield running
 
 

@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import psutil
-import pytest
 
-from cluster import service_process
+from cluster.service_process import stopped
 
 DEAF = """
 import signal, subprocess
@@ -19,13 +18,10 @@ child.wait()
 """
 
 
-def test_a_service_that_does_not_stop_is_killed_with_all_it_began(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(service_process, "STOP_TIMEOUT_S", 0.2)
+def test_a_service_that_does_not_stop_is_killed_with_all_it_began() -> None:
     popen = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE)
     assert popen.stdout is not None
     child = psutil.Process(int(popen.stdout.readline()))
-    assert service_process._stopped(popen) == -9
+    assert stopped(popen, timeout_s=0.2) == -9
     _, alive = psutil.wait_procs([child], timeout=10)
     assert alive == []

@@ -15,7 +15,7 @@ import pytest
 from clock import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledgers import TENANT, batch, open_ledger
+from ledgers import TENANT, batch, interactions_of, open_ledger
 
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
 from pipelines.ledger import Ledger
@@ -26,14 +26,7 @@ from policies.storage import is_remote, open_folder
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """Twelve real interactions, schema INTERACTION_SCHEMA."""
-    path = tmp_path_factory.mktemp("rows") / "ledger.db"
-    ledger = open_ledger(f"sqlite:///{path}", Clock())
-    ids = [f"d{number}" for number in range(12)]
-    ledger.record([batch(ids)])
-    ledger.submit([(TENANT, Outcome(decision_id=i, quality=0.5, final=True)) for i in ids])
-    read = ledger.interactions(0, 100)
-    ledger.close()
-    return read
+    return interactions_of(12, tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(params=["disk", "s3"])

@@ -9,32 +9,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
-from clock import Clock
 from crashes import Broken, dying_at_store_step
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledgers import TENANT, batch, open_ledger
+from ledgers import interactions_of
+from object_stores import seeing_puts, sent_before
 
-from pipelines.conditional_objects import ConditionalObject
 from pipelines.dataset import DamagedDataset, InteractionDataset, export
 from pipelines.dataset_parts import MERGE_PARTS, merge_parts, named_parts
 from pipelines.object_parts import MANIFEST, ObjectParts
 from policies.errors import Conflict, Unavailable
-from policies.interaction import Outcome
 from policies.storage import open_folder
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """Twenty-four real interactions."""
-    path = tmp_path_factory.mktemp("rows") / "ledger.db"
-    ledger = open_ledger(f"sqlite:///{path}", Clock())
-    ids = [f"d{number:02d}" for number in range(24)]
-    ledger.record([batch(ids)])
-    ledger.submit([(TENANT, Outcome(decision_id=i, quality=0.5, final=True)) for i in ids])
-    read = ledger.interactions(0, 100)
-    ledger.close()
-    return read
+    return interactions_of(24, tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture
@@ -147,18 +138,10 @@ def test_a_writer_that_dies_at_any_step_loses_nothing(url: str, rows: pa.Table, 
     assert step == 6, "two parts, two manifests, and the two parts that were merged"
 
 
-def test_a_commit_whose_answer_was_lost_is_known_again(
-    url: str, rows: pa.Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_whose_answer_was_lost_is_known_again(url: str, rows: pa.Table) -> None:
     """The SDK sends a request again, and then the condition does not hold any more."""
-    real = ConditionalObject.replace
-
-    def twice(self: ConditionalObject, content: bytes, *, etag: str | None) -> str | None:
-        real(self, content, etag=etag)
-        return real(self, content, etag=etag)
-
-    monkeypatch.setattr(ConditionalObject, "replace", twice)
-    dataset = filled(url, rows, size=12)
+    with seeing_puts(sent_before):
+        dataset = filled(url, rows, size=12)
     assert InteractionDataset(url).read().equals(rows)
     assert len(dataset.parts()) == 2
 

@@ -67,11 +67,8 @@ def test_corners(text: str) -> None:
     assert short_cut()(text) == reference(text)
 
 
-def test_a_full_memory_forgets_and_still_gives_the_tokenizers_ids(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(word_pieces, "WORDS_KEPT", 7)
-    pieces = WordPieces(tokenizer())
+def test_a_full_memory_forgets_and_still_gives_the_tokenizers_ids() -> None:
+    pieces = WordPieces(tokenizer(), words_kept=7)
     for turn in range(2):
         for number in range(30):
             text = f"word{number} and {'x' * (60 + number)} again {turn}"

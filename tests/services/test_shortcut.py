@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from services import shortcut
 from services.shortcut import Shortcut, ShortcutMiddleware, middlewares, mount
 
 HOT = frozenset({"/v1/route", "/healthz"})
-
-
-@pytest.fixture(autouse=True)
-def nothing_mounted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever a test mounts is gone after it."""
-    monkeypatch.setattr(shortcut, "_mounted", None)
-    yield
 
 
 async def serve(scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -182,25 +183,26 @@ def test_what_another_release_wrote_is_put_aside(tmp_path: Path) -> None:
     assert record not in kept.read_bytes()
 
 
-def test_a_full_disk_is_counted_and_decisions_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """Let the kernel write up to there and refuse the rest, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_counted_and_decisions_go_on(tmp_path: Path) -> None:
     failures: list[int] = []
     spool = Spool(tmp_path, owner="a", failed=lambda: failures.append(1), segment_rows=3)
-    write, full = os.write, [False]
-
-    def limited(descriptor: int, content: bytes) -> int:
-        if full[0]:
-            write(descriptor, bytes(content)[:5])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(descriptor, content)
-
-    monkeypatch.setattr(os, "write", limited)
     spool.add([a_decision(1)])
-    full[0] = True
-    spool.add([a_decision(2)])
-    spool.add([a_decision(3)])
-    full[0] = False
+    [path] = tmp_path.iterdir()
+    with files_no_longer_than(path.stat().st_size + 5):
+        spool.add([a_decision(2)])
+    with files_no_longer_than(5):
+        spool.add([a_decision(3)])
     spool.add([a_decision(4)])
     assert len(failures) == 2
     # The ledger takes them in their order, those in no file as well.

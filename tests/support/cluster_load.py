@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 from encoders import small_static_encoder
-from ray_clusters import RayCluster
+from ray_clusters import RayCluster, ray_cluster, wait_until_ready
+from service_load import COST_USD, QUALITY, Clients
 
 KEY: Final = "k" * 40
 HEADERS: Final[Mapping[str, str]] = {"authorization": f"Bearer {KEY}"}
-MODELS: Final[Mapping[str, float]] = {"cheap": 0.0002, "middle": 0.002, "dear": 0.01}
-QUALITY: Final[Mapping[str, float]] = {"cheap": 0.4, "middle": 0.7, "dear": 0.9}
 
 
-class Load:
+class Load(Clients):
     """Clients that route and report until they are stopped; each request on a new connection.
 
     A new connection, as callers behind a load balancer have them: one that is kept would tie a
@@ -30,26 +29,11 @@ class Load:
         self.decided: list[tuple[float, str, int]] = []
         self.acknowledged: list[str] = []
         self.failures: list[tuple[float, str]] = []
-        self._url, self._pause_s, self._stop = url, pause_s, threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(number,)) for number in range(clients)
-        ]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self._url, self._pause_s = url, pause_s
+        super().__init__(clients)
 
     def _run(self, number: int) -> None:
-        turn = 0
-        while not self._stop.is_set():
-            turn += 1
-            weight = (number * 7 + turn) % 11 / 10
+        for turn, weight in self._turns(number):
             began = time.monotonic()
             try:
                 self._once(f"Question {turn} of client {number}", weight)
@@ -66,7 +50,7 @@ class Load:
             report = {
                 "decision_id": decision["decision_id"],
                 "quality": QUALITY[model],
-                "cost_usd": MODELS[model],
+                "cost_usd": COST_USD[model],
             }
             http.post("/v1/feedback", json=report).raise_for_status()
             self.acknowledged.append(decision["decision_id"])
@@ -114,9 +98,22 @@ def cluster_environment(folder: Path, postgres: str, bucket: str) -> dict[str, s
     }
 
 
-def put_models(cluster: RayCluster) -> None:
-    """Say what the models cost."""
-    for name, cost in MODELS.items():
-        url = f"{cluster.url}/v1/models/{name}"
-        body = {"usd_per_call": cost}
-        httpx.put(url, json=body, headers=dict(HEADERS), timeout=30).raise_for_status()
+@contextmanager
+def serving_cluster(
+    environment: Mapping[str, str], *, replicas: int, **settings: Any
+) -> Iterator[RayCluster]:
+    """Run the application on a head and two workers, with three models, for as long as a block."""
+    with ray_cluster(2, environment) as running:
+        running.deploy(
+            min_replicas=replicas,
+            max_replicas=replicas,
+            max_replicas_per_node=2,
+            encoder="static",
+            gate="estimate",
+            **settings,
+        )
+        wait_until_ready(running.url, HEADERS)
+        for name, cost in COST_USD.items():
+            url, body = f"{running.url}/v1/models/{name}", {"usd_per_call": cost}
+            httpx.put(url, json=body, headers=dict(HEADERS), timeout=30).raise_for_status()
+        yield running

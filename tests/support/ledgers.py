@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from clock import START_S
+from clock import START_S, Clock
 
 from pipelines.ledger import Ledger
 from pipelines.tenants import Rulebook, TenantRules
@@ -106,3 +107,18 @@ def matured(ledger: Ledger) -> list[tuple[int, str, int, float | None, float | N
     names = ("seq", "decision_id", "revision", "quality", "cost_usd")
     rows = ledger.interactions(0, 1000).select(names).to_pylist()
     return [tuple(row[name] for name in names) for row in rows]
+
+
+def interactions_of(num: int, folder: Path) -> pa.Table:
+    """Make real interactions: decisions d00, d01, ... and an outcome of each, through a ledger.
+
+    Returns:
+        Schema INTERACTION_SCHEMA, in the order they matured.
+    """
+    ledger = open_ledger(f"sqlite:///{folder / 'ledger.db'}", Clock())
+    ids = [f"d{number:02d}" for number in range(num)]
+    ledger.record([batch(ids)])
+    ledger.submit([(TENANT, Outcome(decision_id=i, quality=0.5, final=True)) for i in ids])
+    read = ledger.interactions(0, num)
+    ledger.close()
+    return read

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 from unittest import mock
 
 import boto3
+from botocore.awsrequest import AWSPreparedRequest
+from botocore.httpsession import URLLib3Session
 from moto.server import ThreadedMotoServer
 
 BUCKET: Final = "barp"
+_BEFORE_A_PUT: Final = "before-send.s3.PutObject"
 
 
 @contextmanager
@@ -40,3 +43,32 @@ def running_object_store() -> Iterator[str]:
             yield f"s3://{BUCKET}"
         finally:
             server.stop()
+
+
+@contextmanager
+def seeing_puts(see: Callable[[AWSPreparedRequest], None]) -> Iterator[None]:
+    """Let a function see, and change, each put of boto3's before it goes to the store."""
+    if boto3.DEFAULT_SESSION is None:
+        boto3.setup_default_session()
+    events = boto3.DEFAULT_SESSION.events
+
+    def before_send(request: AWSPreparedRequest, **_: object) -> None:
+        see(request)
+
+    events.register(_BEFORE_A_PUT, before_send)
+    try:
+        yield
+    finally:
+        events.unregister(_BEFORE_A_PUT, before_send)
+
+
+def without_conditions(put: AWSPreparedRequest) -> None:
+    """Make of it what a store sees that passes over headers it does not know."""
+    for name in ("If-Match", "If-None-Match"):
+        put.headers.pop(name, None)
+
+
+def sent_before(put: AWSPreparedRequest) -> None:
+    """Send it once already: the answer is lost, and the SDK sends it again."""
+    URLLib3Session().send(put)
+    put.reset_stream()

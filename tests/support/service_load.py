@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Self
 
 import httpx
 
@@ -17,19 +19,16 @@ QUALITY = {"cheap": 0.4, "middle": 0.7, "dear": 0.9}
 COST_USD = {"cheap": 0.0002, "middle": 0.002, "dear": 0.01}
 
 
-class Load:
-    """Closed-loop clients that route, and report outcomes, until they are stopped."""
+class Clients(ABC):
+    """Threads that do something again and again, from the beginning of a block to its end."""
 
-    def __init__(self, url: str, *, clients: int, feedback: bool = True) -> None:
-        self.answers: list[tuple[float, int, dict[str, Any]]] = []
-        self.failures: list[str] = []
+    def __init__(self, clients: int) -> None:
         self._stop = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=(url, number, feedback))
-            for number in range(clients)
+            threading.Thread(target=self._run, args=(number,)) for number in range(clients)
         ]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -39,12 +38,30 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def _run(self, url: str, number: int, feedback: bool) -> None:
+    def _turns(self, number: int) -> Iterator[tuple[int, float]]:
+        """Number a client's turns until the block ends; each with a weight on quality."""
         turn = 0
-        with httpx.Client(base_url=url, timeout=60.0) as http:
-            while not self._stop.is_set():
-                turn += 1
-                weight = (number * 7 + turn) % 11 / 10
+        while not self._stop.is_set():
+            turn += 1
+            yield turn, (number * 7 + turn) % 11 / 10
+
+    @abstractmethod
+    def _run(self, number: int) -> None:
+        """What one client does."""
+
+
+class Load(Clients):
+    """Closed-loop clients that route, and report outcomes, until they are stopped."""
+
+    def __init__(self, url: str, *, clients: int, feedback: bool = True) -> None:
+        self.answers: list[tuple[float, int, dict[str, Any]]] = []
+        self.failures: list[str] = []
+        self._url, self._feedback = url, feedback
+        super().__init__(clients)
+
+    def _run(self, number: int) -> None:
+        with httpx.Client(base_url=self._url, timeout=60.0) as http:
+            for turn, weight in self._turns(number):
                 body = {
                     "prompt": f"Question {turn} of client {number}: what is {turn} + {number}?",
                     "preference": {"quality": weight, "cost": 1 - weight},
@@ -56,7 +73,7 @@ class Load:
                         continue
                     decision = answer.json()
                     self.answers.append((time.time(), number, decision))
-                    if feedback:
+                    if self._feedback:
                         model = decision["model"]
                         report = {
                             "decision_id": decision["decision_id"],
