@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
+from botocore.awsrequest import AWSPreparedRequest
 from crashes import Broken, dying_at_store_step
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -140,8 +141,15 @@ def test_a_writer_that_dies_at_any_step_loses_nothing(url: str, rows: pa.Table, 
 
 def test_a_commit_whose_answer_was_lost_is_known_again(url: str, rows: pa.Table) -> None:
     """The SDK sends a request again, and then the condition does not hold any more."""
-    with seeing_puts(sent_before):
+    puts = []
+
+    def twice(put: AWSPreparedRequest) -> None:
+        puts.append(put.url)
+        sent_before(put)
+
+    with seeing_puts(twice):
         dataset = filled(url, rows, size=12)
+    assert len(puts) == 2, "a manifest for each part"
     assert InteractionDataset(url).read().equals(rows)
     assert len(dataset.parts()) == 2
 
