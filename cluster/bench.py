@@ -229,6 +229,56 @@ def bench_gate(
         print_json(found)
 
 
+@bench.command("guardrail")
+def bench_guardrail(
+    train: TrainOption = "paretobandit",
+    hours: Annotated[float, typer.Option(min=0.01, help="Hours of traffic for each seed.")] = 10.0,
+    rate: Annotated[float, typer.Option(min=1.0, help="Requests a second.")] = 200.0,
+    probation: Annotated[
+        int, typer.Option(min=200, help="Decisions of one probation, as probation_decisions.")
+    ] = 2_000,
+    delay_s: Annotated[
+        float, typer.Option(min=0.0, help="Seconds until an outcome is known, in the mean.")
+    ] = 2.0,
+    missing: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="Share of the outcomes that never come.")
+    ] = 0.1,
+    effect: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Versions are as good where they differ by a tenth of it; as `bench gate`.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How often the hours are drawn anew.")] = 1,
+    learner: Annotated[str, typer.Option(help="Who makes the versions.")] = "posterior",
+    encoder: EncoderOption = "static",
+    cache_dir: CacheOption = DEFAULT_CACHE_DIR,
+    json: JsonOption = False,
+) -> None:
+    """Count the guardrail's false alarms: champions sent back that are as good as what was."""
+    from cluster.bench_report import show_guardrail
+    from cluster.bench_sources import encoded_outcomes
+    from pipelines.gate_probation import Watch, run_quiet_hours
+    from pipelines.guardrail import Guard
+
+    watch = Watch(guard=Guard(decisions=probation), rate=rate, delay_s=delay_s, missing=missing)
+    with steps_progress() as show:
+        outcomes = encoded_outcomes(train, encoder, cache_dir, progress=show)
+        found = run_quiet_hours(
+            outcomes,
+            watch,
+            hours=hours,
+            learner=learner,
+            effect=effect or None,
+            seeds=seeds,
+            progress=show,
+        )
+    show_guardrail(found)
+    if json:
+        print_json(found)
+
+
 def _share(text: str) -> float:
     """Read a share above 0; raises InvalidRequest."""
     try:

@@ -171,18 +171,33 @@ def show_coverage(found: dict[str, Any]) -> None:
 
 def show_gate(found: dict[str, Any]) -> None:
     """Show how many challengers of each kind were promoted."""
-    table = Table("challengers", "promoted", "of", "decisions, median", title="gate")
+    table = Table("challengers", "promoted", "of", "decisions, median", "lost", title="gate")
     others = ("good", "routine", "routine_apart")
     kinds = {**found["bad"], **{kind: found[kind] for kind in others}}
     for kind, one in kinds.items():
         median = one.get("median_decisions")
         shown = "" if median is None else f"{median:.0f}"
-        table.add_row(kind, str(one["promoted"]), str(one["runs"]), shown)
+        lost = f"at least {one['least_loss']:.4f}" if "least_loss" in one else ""
+        table.add_row(kind, str(one["promoted"]), str(one["runs"]), shown, lost)
     console.print(table)
     for kind, one in found["guardrail"].items():
         console.print(f"guardrail, {kind}: {one['breaches']} of {one['runs']} sent back")
     covered = ", ".join(f"{name} {share:.1%}" for name, share in found["coverage"].items())
     console.print(f"95 % intervals of the champion's reward from the mixed log hold it: {covered}")
+
+
+def show_guardrail(found: dict[str, Any]) -> None:
+    """Show how many sound champions were sent back."""
+    table = Table("seed", "alarms", "reward", "cost", "feedback")
+    for seed, one in enumerate(found["seeds"]):
+        counts = (one[name] for name in ("alarms", "reward", "cost", "feedback"))
+        table.add_row(str(seed), *(str(count) for count in counts))
+    console.print(table)
+    console.print(
+        f"{found['hours']:g} quiet hours a seed at {found['rate']:g}/s: {found['probations']} "
+        f"probations one after the other; {found['alarms_per_ten_hours']:.2f} false alarms in ten "
+        f"hours"
+    )
 
 
 def _interval(value: dict[str, float | list[float] | None], form: str) -> str:

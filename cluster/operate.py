@@ -11,6 +11,8 @@ from rich.table import Table
 
 from cluster.client import ServiceClient
 from cluster.console import JsonOption, console, print_json
+from cluster.version_view import history_rows, history_table
+from cluster.version_view import show_version as show_one
 
 # A rebuild is a training, and may wait for one.
 REBUILD_TIMEOUT_S: Final = 600.0
@@ -58,20 +60,13 @@ def show_version(
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show one version: what it came from, how it was judged, whether it may serve."""
+    """Show one version: whether it may serve and why, on what evidence, what it came from."""
     with ServiceClient(url, api_key=key) as client:
         answer = client.get(f"/v1/versions/{version}")
-    table = Table("what", "value")
-    table.add_row("version", str(answer["version"]))
-    table.add_row("learner", answer["kind"])
-    table.add_row("created", answer["created_at"])
-    table.add_row("aliases", ", ".join(answer["aliases"]) or "none")
-    for name, value in sorted(answer["metrics"].items()):
-        table.add_row(name, f"{value:g}")
-    for name, value in sorted(answer["tags"].items()):
-        if name != "kind":
-            table.add_row(name, value)
-    _show(table, answer, json=json)
+        history = client.get("/v1/versions/history")
+    show_one(answer, history)
+    if json:
+        print_json(answer)
 
 
 @versions.command("rebuild")
@@ -130,26 +125,7 @@ def history(url: UrlOption = None, key: KeyOption = None, json: JsonOption = Fal
     """List moves of champion and canary, breaches and quarantines: when, who, why."""
     with ServiceClient(url, api_key=key) as client:
         answer = client.get("/v1/versions/history")
-    rows = []
-    for move in answer["history"]:
-        came_from = "" if move["previous"] is None else str(move["previous"])
-        version = str(move["version"])
-        rows.append((move["at"], move["alias"], came_from, version, move["who"], move["why"]))
-    for trial in answer["trials"]:
-        # A canary's end has no version to go to.
-        ended = trial["kind"] == "canary_ended"
-        came_from, version = (trial["version"], "") if ended else ("", trial["version"])
-        what = (trial["at"], trial["alias"], str(came_from), str(version))
-        rows.append((*what, trial["who"], trial["why"]))
-    # Where the event log is away there is a word on that instead of a list.
-    told = answer["events"] if isinstance(answer.get("events"), list) else []
-    for event in told:
-        version = "" if event["version"] is None else str(event["version"])
-        rows.append((event["at"], event["kind"], "", version, event["who"], event["why"]))
-    table = Table("at", "what", "from", "to", "who", "why")
-    for row in sorted(rows, reverse=True):
-        table.add_row(*row)
-    _show(table, answer, json=json)
+    _show(history_table(history_rows(answer)), answer, json=json)
 
 
 @models.command("list")

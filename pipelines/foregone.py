@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evidence import Evidence
-from pipelines.judgement import Standards, difference
+from pipelines.judgement import Standards, difference, predicted_outcomes
 from policies.evaluation import MIN_ESS, effective_sample_size, importance_weights
 from policies.sequences import DEFAULT_ALPHA, Sequence
 
@@ -91,9 +91,11 @@ def foregone(
             "tried; set exploration_total above 0, or let more models be chosen from",
         )
     asked = np.stack([evidence.w_quality, 1.0 - evidence.w_quality], axis=1)
-    reward = difference(evidence, asked, alpha=alpha)
-    quality = difference(evidence, np.array([[1.0, 0.0]]), alpha=alpha)
-    saved = difference(evidence, np.array([[0.0, 1.0]]), alpha=alpha)
+    predicted = predicted_outcomes(evidence)
+    reward, quality, saved = (
+        difference(evidence, trade_offs, predicted, alpha=alpha)
+        for trade_offs in (asked, np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]]))
+    )
     finding, words = _finding(reward, ess, min_units)
     return Foregone(
         version=version,

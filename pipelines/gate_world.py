@@ -92,6 +92,11 @@ class World:
         rewards = np.einsum("nko,go->gnk", self.outcomes, trade_offs)
         return float(self.asked_shares() @ (choices * rewards).sum(axis=2).mean(axis=1))
 
+    def cost(self, choices: Array) -> float:
+        """Return the true mean of what choices cost, scaled, at the preferences asked."""
+        costs = (choices * -self.outcomes[None, :, :, 1]).sum(axis=2).mean(axis=1)
+        return float(self.asked_shares() @ costs)
+
     def stakes(self) -> float:
         """Return what routing is worth: the best single arm's true reward less a blind guess's."""
         trade_offs = np.array([[point.quality, point.cost] for point in GRID])
@@ -193,6 +198,7 @@ class Traffic:
         prompts: Which prompt of the pool each is, shape (n,).
         asked: Position in GRID of its preference, shape (n,).
         units: Its session, numbered in order, shape (n,).
+        by_canary: Whether the canary drew, shape (n,).
         arm: The arm it went to, shape (n,).
         propensity: Of that arm under the mixture, shape (n,).
         known_at: After how many requests its outcome is known, infinite for never, shape (n,).
@@ -201,6 +207,7 @@ class Traffic:
     prompts: Indices
     asked: Indices
     units: Indices
+    by_canary: NDArray[np.bool_]
     arm: Indices
     propensity: Array
     known_at: Array
@@ -234,6 +241,7 @@ class Traffic:
             prompts=self.prompts[keep],
             asked=self.asked[keep],
             units=self.units[keep],
+            by_canary=self.by_canary[keep],
             arm=self.arm[keep],
             propensity=self.propensity[keep],
             known_at=np.arange(1.0, keep.sum() + 1.0),
@@ -275,6 +283,7 @@ def draw_traffic(
         prompts=prompts,
         asked=asked,
         units=units,
+        by_canary=on_canary,
         arm=arm,
         propensity=mixture[np.arange(n), arm],
         known_at=lateness.known_at(arm, rng, num_arms=drawn_from.shape[1]),

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.answers import Answer
 from pipelines.evidence import Evidence
-from pipelines.judgement import difference
-from policies.evaluation import importance_weights
+from pipelines.judgement import dearer, difference, predicted_outcomes
 from policies.sequences import confidence_sequence
 
 Array = NDArray[np.float64]
@@ -52,7 +51,8 @@ def breach(evidence: Evidence, guard: Guard) -> str | None:
     """Say in words by what the champion is surely worse than the version beside it, or None."""
     trade_offs = np.stack([evidence.w_quality, 1.0 - evidence.w_quality], axis=1)
     # Champion minus predecessor: what is estimated is the change that its promotion made.
-    reward = difference(evidence.swapped(), trade_offs, alpha=guard.alpha)
+    swapped, predicted = evidence.swapped(), predicted_outcomes(evidence)
+    reward = difference(swapped, trade_offs, predicted, alpha=guard.alpha)
     if reward.units < guard.min_units:
         return None
     if reward.upper < -guard.loss:
@@ -60,15 +60,10 @@ def breach(evidence: Evidence, guard: Guard) -> str | None:
             f"reward fell by {-reward.mean:.4f}, surely by more than {guard.loss:g}: change in "
             f"[{reward.lower:+.4f}, {reward.upper:+.4f}] on {reward.n} decisions"
         )
-    only_cost = np.tile([0.0, 1.0], (len(evidence), 1))
-    saved = difference(evidence.swapped(), only_cost, alpha=guard.alpha)
-    allowed = guard.cost_rise * _mean_cost(evidence)
-    if saved.upper < -allowed and reward.lower < 0.0:
-        return (
-            f"cost rose by {-saved.mean:.4f} of the ceiling, surely by more than "
-            f"{guard.cost_rise:.0%}, on {saved.n} decisions, and reward did not"
-        )
-    return None
+    if reward.lower >= 0.0:
+        return None
+    risen = dearer(swapped, predicted, rise=guard.cost_rise, alpha=guard.alpha)
+    return None if risen is None else f"{risen}, and reward did not"
 
 
 def silence(answers: Sequence[Answer], guard: Guard) -> str | None:
@@ -123,12 +118,3 @@ def exploration_collapse(pmf: Array, *, exploration_total: float) -> str | None:
     if not alone and explored >= COLLAPSED_SHARE * exploration_total:
         return None
     return f"explores with {explored:.4f}, {exploration_total:g} is set; {top_share:.0%} to one arm"
-
-
-def _mean_cost(evidence: Evidence) -> float:
-    """Estimate the predecessor's scaled cost, self-normalised."""
-    rows = np.arange(len(evidence))
-    taken = evidence.challenger[rows, evidence.log.arm]
-    weights = importance_weights(taken, evidence.log.propensity)
-    total = float(weights.sum())
-    return float(weights @ -evidence.log.outcomes[:, 1]) / total if total > 0.0 else 0.0

@@ -154,7 +154,8 @@ class Judge:
         """Let a version decide for its share, and note from where on that counts."""
         seq = str(self._source.last_seq())
         self._registry.tag(version, {FROM_SEQ: seq, AGAINST: str(champion), COMPARED_AS: stage})
-        why = f"beside {champion}, {stage}"
+        words = "on trial" if stage == CANARY else "as control of its probation"
+        why = f"beside version {champion}, {words}"
         self._registry.start_canary(version, instead_of=champion, who=WHO, why=why)
         self._events.emit(EventKind.CANARY, who=WHO, why=why, version=version, champion=champion)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evidence import Evidence
-from pipelines.judgement import difference
+from pipelines.judgement import difference, predicted_outcomes
 from policies.evaluation import LoggedRows
 from policies.sequences import DEFAULT_ALPHA, Sequence
 
@@ -43,9 +43,13 @@ def judged_references(evidence: Evidence, *, alpha: float = DEFAULT_ALPHA) -> di
     newest = _newest(evidence, MAX_DECISIONS)
     asked = np.stack([newest.w_quality, 1.0 - newest.w_quality], axis=1)
     rules: Mapping[str, Predict] = {"knn": nearest_outcomes, "best_single": mean_outcomes}
+    predicted = predicted_outcomes(newest)
     return {
         name: difference(
-            replace(newest, challenger=_chosen(newest, predict, asked)), asked, alpha=alpha
+            replace(newest, challenger=_chosen(newest, predict, asked)),
+            asked,
+            predicted,
+            alpha=alpha,
         )
         for name, predict in rules.items()
     }

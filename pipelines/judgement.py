@@ -64,6 +64,7 @@ class Standards:
         alpha: Probability, over all looks, that the lower end is above the truth.
         min_units: Independent units before the first look: the ends are asymptotic.
         max_decisions: Decisions after which the champion stays for want of evidence.
+        cost_rise: Share by which a challenger's calls may cost more, unless it is surely better.
     """
 
     mode: Mode = Mode.NONINFERIOR
@@ -73,6 +74,7 @@ class Standards:
     alpha: float = DEFAULT_ALPHA
     min_units: int = MIN_UNITS
     max_decisions: int = 20_000
+    cost_rise: float = 0.5
 
     @property
     def bar(self) -> float:
@@ -138,14 +140,19 @@ def decide(evidence: Evidence, standards: Standards) -> Judgement:
 
     While it waits for more, nobody asks for the regions: they take five times as long.
     """
-    predicted = _predicted(evidence)
+    predicted = predicted_outcomes(evidence)
     last = standards.max_decisions
     uplift = _asked(evidence, predicted, alpha=standards.alpha, last_look=last)
     finding, reason = _finding(uplift, [], standards)
     if finding is Finding.UNDECIDED:
         return Judgement(finding=finding, uplift=uplift, regions={}, reason=reason)
     regions = _on_grid(evidence, predicted, alpha=standards.alpha)
-    finding, reason = _finding(uplift, _harmed(regions, standards), standards)
+    against = _harmed(regions, standards)
+    if uplift.lower <= 0.0:
+        # The guardrail would send it back for that.
+        risen = dearer(evidence, predicted, rise=standards.cost_rise, alpha=standards.alpha)
+        against += [] if risen is None else [f"{risen}, and it is not surely better"]
+    finding, reason = _finding(uplift, against, standards)
     return Judgement(finding=finding, uplift=uplift, regions=regions, reason=reason)
 
 
@@ -164,25 +171,55 @@ def screen(evidence: Evidence, standards: Standards) -> Judgement:
 
 def uplifts(evidence: Evidence, *, alpha: float) -> tuple[Uplift, dict[str, Uplift]]:
     """Estimate the uplift at the preferences asked for, and by region of the grid."""
-    predicted = _predicted(evidence)
+    predicted = predicted_outcomes(evidence)
     asked = _asked(evidence, predicted, alpha=alpha, last_look=None)
     return asked, _on_grid(evidence, predicted, alpha=alpha)
 
 
-def difference(evidence: Evidence, trade_offs: Array, *, alpha: float) -> Sequence:
+def difference(
+    evidence: Evidence, trade_offs: Array, predicted: Array, *, alpha: float
+) -> Sequence:
     """Estimate challenger minus champion of a weighting of quality and minus scaled cost.
 
     Args:
         evidence: What both are compared on.
         trade_offs: Weights of the two, shape (n, 2).
+        predicted: What `predicted_outcomes` says of the same decisions.
         alpha: Probability, over all looks, that an end is beyond the truth, for each end.
     """
     champion, challenger = evidence.champion, evidence.challenger
-    scores = _scores(evidence, champion, challenger, _predicted(evidence), trade_offs)
+    scores = _scores(evidence, champion, challenger, predicted, trade_offs)
     return confidence_sequence(scores, evidence.units, alpha=alpha)
 
 
-def _predicted(evidence: Evidence) -> Array:
+def dearer(evidence: Evidence, predicted: Array, *, rise: float, alpha: float) -> str | None:
+    """Say in words by how much more the challenger's calls surely cost than allowed, or None.
+
+    Args:
+        evidence: What both are compared on.
+        predicted: What `predicted_outcomes` says of the same decisions.
+        rise: Share of the champion's cost by which the challenger's may be higher.
+        alpha: Probability, over all looks, that it is said of one whose cost is within that.
+    """
+    only_cost = np.tile([0.0, 1.0], (len(evidence), 1))
+    saved = difference(evidence, only_cost, predicted, alpha=alpha)
+    if saved.upper >= -rise * _mean_cost(evidence):
+        return None
+    return (
+        f"cost rose by {-saved.mean:.4f} of the ceiling, surely by more than {rise:.0%}, on "
+        f"{saved.n} decisions"
+    )
+
+
+def _mean_cost(evidence: Evidence) -> float:
+    """Estimate the champion's scaled cost, self-normalised."""
+    taken = evidence.champion[np.arange(len(evidence)), evidence.log.arm]
+    weights = importance_weights(taken, evidence.log.propensity)
+    total = float(weights.sum())
+    return float(weights @ -evidence.log.outcomes[:, 1]) / total if total > 0.0 else 0.0
+
+
+def predicted_outcomes(evidence: Evidence) -> Array:
     """Predict every arm's outcomes on every decision from the other folds', shape (n, K, 2)."""
     return cross_fitted(
         evidence.log.contexts,
@@ -276,27 +313,27 @@ def _uplift(
 def _harmed(regions: Mapping[str, Uplift], standards: Standards) -> list[str]:
     """List the regions of preferences that lose too much, where enough is known of them."""
     return [
-        name
+        f"the region {name} loses"
         for name, one in regions.items()
         if name != OVERALL and one.ess >= standards.region_ess and one.mean < -standards.region_loss
     ]
 
 
-def _finding(uplift: Uplift, harmed: list[str], standards: Standards) -> tuple[Finding, str]:
-    """Apply the standards."""
+def _finding(uplift: Uplift, against: list[str], standards: Standards) -> tuple[Finding, str]:
+    """Apply the standards; what speaks against a promotion holds it back."""
     bar, shown = standards.bar, _interval(uplift)
     if uplift.units < standards.min_units:
         return Finding.UNDECIDED, f"{uplift.units} of {standards.min_units} units, {shown}"
     # What is known to be worse does not pass as "not much worse".
     if uplift.upper < 0.0:
         return Finding.REJECT, f"worse: the upper end is below 0, {shown}"
-    if uplift.lower > bar and not harmed:
+    if uplift.lower > bar and not against:
         return Finding.PROMOTE, f"{standards.mode}: the lower end is above {bar:g}, {shown}"
     if uplift.n >= standards.max_decisions:
-        why = f"the region {harmed[0]} loses" if harmed else f"the ends enclose {bar:g}"
+        why = against[0] if against else f"the ends enclose {bar:g}"
         return Finding.INCONCLUSIVE, f"inconclusive: {why}, {shown}"
     if uplift.lower > bar:
-        return Finding.UNDECIDED, f"the region {harmed[0]} loses, {shown}"
+        return Finding.UNDECIDED, f"{against[0]}, {shown}"
     return Finding.UNDECIDED, f"more evidence is needed, {shown}"
 
 

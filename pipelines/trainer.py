@@ -147,6 +147,7 @@ class Trainer:
         around = surroundings(self._plan, self._source.prices())
         artifact = replace(updated, training={**updated.training, **around, **training})
         verdict = self._judge(artifact, champion)
+        verdict = self._worded(verdict)
         tags = {"verdict": verdict.reason, "judged_against": str(champion)}
         version = self._registry.register(artifact, _metrics(verdict, rows, duration_s), tags)
         result = TrainingResult(
@@ -205,6 +206,13 @@ class Trainer:
             cost_ceiling_usd=self._plan.cost_ceiling_usd,
             margin=-tolerance,
         )
+
+    def _worded(self, verdict: Verdict) -> Verdict:
+        """Say of an estimate that promotes nothing that it is one."""
+        if not self._plan.on_evidence and self._plan.apprentice is None:
+            return verdict
+        reason = f"estimate on held-out decisions, which promotes nothing here: {verdict.reason}"
+        return replace(verdict, promote=False, reason=reason)
 
     def held(self) -> str | None:
         """Say why nothing may be promoted by itself for now; see `nomination.held`."""

@@ -42,7 +42,7 @@ def conclude(
     }
     words = json.dumps(found.words() | {"references": shown})[:MAX_TAG]
     means = ", ".join(f"{name} {one.mean:+.4f}" for name, one in beside.items())
-    reason = f"{found.reason}; beside it: {means}"
+    reason = f"{found.reason}; on the same decisions, against the champion: {means}"
     tag_finding(registry, challenger, champion, found.finding.value, reason, evidence=words)
     events.emit(
         EventKind.VERDICT,

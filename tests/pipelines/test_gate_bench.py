@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from outcome_tables import some_outcomes
 
-from pipelines.gate_bench import (
+from pipelines.gate_bench import GatePlan, run_gate_bench
+from pipelines.gate_versions import (
     BAD_KINDS,
-    GatePlan,
     NoSuchChallenger,
     Versions,
     draw_pair,
+    loss_in_reach,
     make_versions,
-    run_gate_bench,
 )
 from pipelines.gate_world import Lateness, World, draw_traffic, make_world
 from policies.evaluation import estimate, ips
@@ -118,12 +118,23 @@ def test_an_effect_that_no_version_has_is_an_error_that_says_so(
         draw_pair("shuffled_arms", world, versions, 5.0, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("kind", BAD_KINDS)
+def test_where_no_version_loses_enough_those_that_lose_most_are_tried(
+    world: World, versions: Versions, kind: str
+) -> None:
+    reached = loss_in_reach(kind, world, versions, 5.0)
+    assert 0.0 < reached < 5.0
+    assert loss_in_reach(kind, world, versions, reached) == reached
+    champion, challenger = draw_pair(kind, world, versions, reached, np.random.default_rng(5))
+    assert world.truth(champion) - world.truth(challenger) >= reached
+
+
 def test_the_object_has_the_agreed_form() -> None:
     found = run_gate_bench(GatePlan(runs=2, effect=0.04), OUTCOMES)
     assert set(found) >= {"bad", "good", "routine", "routine_apart", "coverage"}
     assert (found["effect"], found["equal_within"]) == (0.04, 0.004)
     assert set(found["bad"]) == set(BAD_KINDS)
-    assert all(one["runs"] == 2 for one in found["bad"].values())
+    assert all(one["runs"] == 2 and one["least_loss"] > 0 for one in found["bad"].values())
     assert set(found["good"]) == {"promoted", "runs", "median_decisions"} == set(found["routine"])
     assert set(found["routine_apart"]) == set(found["routine"])
     assert found["guardrail"]["quiet"]["runs"] == 4

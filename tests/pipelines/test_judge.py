@@ -127,7 +127,7 @@ def test_a_better_challenger_goes_from_shadow_to_canary_to_champion(setup: Setup
     assert (tags["finding"], tags["compared_with"]) == ("promote", "1")
     references = json.loads(tags["evidence"])["references"]
     assert references["best_single"]["mean"] > 0.0
-    assert "beside it: knn" in tags["verdict"]
+    assert "against the champion: knn" in tags["verdict"]
     evidence = json.loads(tags["evidence"])["uplift"]["asked"]
     assert evidence["lower"] > -0.01
     assert evidence["ess"] < evidence["n"]

@@ -62,6 +62,32 @@ def test_what_is_surely_worse_is_not_promoted_though_it_lies_within_the_margin()
     assert found.finding is Finding.REJECT
 
 
+def dearer_for_better(n: int, *, gain: float) -> Evidence:
+    """The canary's arm costs four times as much, and is so much better that it is worth it."""
+    found = evidence(gain=0.0, n=n)
+    on_other = found.log.arm == 1
+    noise = np.random.default_rng(1).normal(scale=[[0.1], [0.02]], size=(2, n))
+    quality = np.where(on_other, 0.8 + 4 * gain, 0.5) + noise[0]
+    cost = np.where(on_other, 0.4, 0.1) + noise[1]
+    outcomes = np.stack([quality, -cost], axis=1)
+    log = replace(found.log, outcomes=outcomes)
+    return replace(found, log=log, w_quality=np.full(n, 0.5))
+
+
+def test_a_version_that_is_dearer_by_half_must_be_surely_better() -> None:
+    """As good as the champion is not enough: the guardrail would send it back for its cost."""
+    asked = Standards(margin=0.05, max_decisions=3_000, region_ess=1e9)
+    early = decide(dearer_for_better(1_500, gain=0.0), asked)
+    assert early.finding is Finding.UNDECIDED
+    assert "cost rose" in early.reason
+    late = decide(dearer_for_better(3_000, gain=0.0), asked)
+    assert late.finding is Finding.INCONCLUSIVE
+    assert "not surely better" in late.reason
+    allowed = decide(dearer_for_better(1_500, gain=0.0), replace(asked, cost_rise=10.0))
+    assert allowed.finding is Finding.PROMOTE
+    assert decide(dearer_for_better(1_500, gain=0.05), asked).finding is Finding.PROMOTE
+
+
 def test_a_region_of_preferences_that_loses_holds_a_promotion_back() -> None:
     harming = evidence(gain=0.06, n=6_000, of_quality=0.12)
     found = decide(harming, Standards())

@@ -237,3 +237,8 @@ def test_on_evidence_a_training_names_a_challenger_and_promotes_nothing(setup: S
     assert setup.registry.champion() == 1
     # It keeps its place until it is judged.
     assert named == [first.version]
+    # An estimate that promotes nothing is not told as a verdict that would.
+    words = next(one.tags for one in setup.registry.versions() if one.version == first.version)
+    assert words["verdict"].startswith("estimate on held-out decisions, which promotes nothing")
+    told = [event for event in setup.events if event.kind is EventKind.VERDICT]
+    assert [event.details["promote"] for event in told] == [False, False]

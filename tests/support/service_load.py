@@ -20,9 +20,15 @@ COST_USD = {"cheap": 0.0002, "middle": 0.002, "dear": 0.01}
 
 
 class Clients(ABC):
-    """Threads that do something again and again, from the beginning of a block to its end."""
+    """Threads that do something again and again, from the beginning of a block to its end.
 
-    def __init__(self, clients: int) -> None:
+    Args:
+        clients: How many.
+        rate: Turns a second of all together, as far as they keep up; None for as many as they can.
+    """
+
+    def __init__(self, clients: int, rate: float | None = None) -> None:
+        self._pause_s = 0.0 if rate is None else clients / rate
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(number,)) for number in range(clients)
@@ -40,9 +46,12 @@ class Clients(ABC):
 
     def _turns(self, number: int) -> Iterator[tuple[int, float]]:
         """Number a client's turns until the block ends; each with a weight on quality."""
-        turn = 0
+        turn, due = 0, time.monotonic() - self._pause_s * number / len(self._threads)
         while not self._stop.is_set():
             turn += 1
+            # Who was held up makes up for a second of it at most.
+            due = max(due + self._pause_s, time.monotonic() - 1.0)
+            self._stop.wait(max(0.0, due - time.monotonic()))
             yield turn, (number * 7 + turn) % 11 / 10
 
     @abstractmethod
@@ -51,13 +60,15 @@ class Clients(ABC):
 
 
 class Load(Clients):
-    """Closed-loop clients that route, and report outcomes, until they are stopped."""
+    """Clients that route, and report outcomes, each one after the other, until they are stopped."""
 
-    def __init__(self, url: str, *, clients: int, feedback: bool = True) -> None:
+    def __init__(
+        self, url: str, *, clients: int, feedback: bool = True, rate: float | None = None
+    ) -> None:
         self.answers: list[tuple[float, int, dict[str, Any]]] = []
         self.failures: list[str] = []
         self._url, self._feedback = url, feedback
-        super().__init__(clients)
+        super().__init__(clients, rate)
 
     def _run(self, number: int) -> None:
         with httpx.Client(base_url=self._url, timeout=60.0) as http:
