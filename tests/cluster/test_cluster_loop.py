@@ -18,9 +18,13 @@ import pytest
 from cluster_load import HEADERS, Load, cluster_environment, get, serving_cluster, wait_for
 from ray_clusters import RayCluster
 
+from pipelines.dataset import InteractionDataset
+from policies.sharding import shard_of
+
 pytestmark = pytest.mark.cluster
 
 REPLICAS = 4
+SHARDS = ("aggregator-0", "aggregator-1")
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +37,11 @@ def environment(
 
 @pytest.fixture(scope="module")
 def cluster(environment: dict[str, str]) -> Iterator[RayCluster]:
-    """A head and two workers, four replicas, models that cost more and less."""
+    """A head and two workers, four replicas, two shards, models that cost more and less."""
     serving = serving_cluster(
         environment,
         replicas=REPLICAS,
+        aggregator_shards=2,
         control_nodes="node=head",
         retrain_min_interactions=80,
         holdout_share=0.3,
@@ -57,7 +62,7 @@ def test_replicas_are_spread_and_actors_are_where_they_were_sent(cluster: RayClu
     assert len(nodes) >= 2
     assert max(nodes.values()) <= 2
     actors = {name: node for name, (node, _) in cluster.actors().items()}
-    for name in ("aggregator-0", "keeper", "registry", "publisher", "trainer", "metrics"):
+    for name in (*SHARDS, "keeper", "registry", "publisher", "trainer", "metrics"):
         assert actors[name] == "head"
 
 
@@ -93,6 +98,22 @@ def test_versions_are_learned_and_swapped_in(cluster: RayCluster) -> None:
     assert load.failures == []
     status = get(cluster, "/v1/status")
     assert len(status["publisher"]["replicas"]) == REPLICAS
+
+
+def test_what_two_shards_joined_is_once_in_the_object_store(
+    cluster: RayCluster, environment: dict[str, str]
+) -> None:
+    """No node's disk holds the training data; each decision of either shard is there once."""
+    with Load(cluster.url) as load:
+        wait_for(lambda: len(load.acknowledged) >= 60, timeout_s=60)
+    dataset = InteractionDataset(f"{environment['BARP_STORAGE_URL']}/interactions")
+
+    def kept() -> Counter[str]:
+        return Counter(dataset.read()["decision_id"].to_pylist())
+
+    wait_for(lambda: kept().keys() >= set(load.acknowledged), timeout_s=60)
+    assert set(kept().values()) == {1}
+    assert {shard_of(one, len(SHARDS)) for one in load.acknowledged} == set(range(len(SHARDS)))
 
 
 def test_rollback_reaches_all_replicas_within_a_second(cluster: RayCluster) -> None:
