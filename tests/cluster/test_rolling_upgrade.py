@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Traffic(Clients):
                 self.acknowledged.append(str(decision["decision_id"]))
             time.sleep(0.02)
 
-    def _post(self, turn: int, path: str, body: dict[str, object]) -> dict[str, object] | None:
+    def _post(self, turn: int, path: str, body: Mapping[str, object]) -> dict[str, object] | None:
         with self._lock:
             release, url = self._rotation[turn % len(self._rotation)]
             self._under_way[release] += 1
