@@ -116,7 +116,6 @@ class Releases(ExitStack):
             "encoder_dir": self._encoder,
             "min_replicas": 1,
             "max_replicas": 1,
-            "gate": "estimate",
         }
         running = ExitStack()
         self.push(running)
