@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cluster.client import ServiceClient
 from cluster.console import JsonOption, console, print_json
-from cluster.version_view import history_rows, history_table
+from cluster.version_view import history_rows, history_table, why_drawn
 from cluster.version_view import show_version as show_one
 
 # A rebuild is a training, and may wait for one.
@@ -230,7 +230,8 @@ def _show_why(answer: dict[str, Any], why: dict[str, Any]) -> None:
         f"{answer['arm']} by version {why['drawn_by_version']} ({why['learner']}){trial}; "
         f"quality {answer['w_quality']:g}, cost {answer['w_cost']:g}"
     )
-    table = Table("", "model", "probability", "logged", "quality", "USD", "list USD")
+    console.print(why_drawn(why))
+    table = Table("", "model", "probability", "logged", "quality", "USD", "reward", "list USD")
     for model in why["models"]:
         table.add_row(
             "→" if model["chosen"] else "",
@@ -248,9 +249,10 @@ def _show_why(answer: dict[str, Any], why: dict[str, Any]) -> None:
         console.print(f"outcome: quality {outcome['quality']}, USD {outcome['cost_usd']}")
 
 
-def _expected(model: dict[str, Any]) -> tuple[float | None, float | None, float]:
+def _expected(model: dict[str, Any]) -> list[float | None]:
     """Pick what is expected of a model."""
-    return model["expected_quality"], model["expected_cost_usd"], model["list_cost_usd"]
+    names = ("expected_quality", "expected_cost_usd", "expected_reward", "list_cost_usd")
+    return [model[name] for name in names]
 
 
 def status(url: UrlOption = None, key: KeyOption = None, json: JsonOption = False) -> None:

@@ -1,4 +1,4 @@
-"""One version as an operator asks for it: may it serve, why, on what evidence, made from what."""
+"""Versions and decisions as an operator asks for them: why it serves, why it was drawn."""
 
 from __future__ import annotations
 
@@ -83,6 +83,26 @@ def standing(version: Mapping[str, Any]) -> str:
         wait = "its trial has not begun; `barp status` says what it waits for"
         return f"asks to serve: {wait}{told}"
     return f"was never tried on live traffic{told}"
+
+
+def why_drawn(why: Mapping[str, Any]) -> str:
+    """Say in one sentence why a model was drawn, as `explanation` of a decision tells it.
+
+    >>> why_drawn({"models": [
+    ...     {"model": "a", "chosen": False, "probability": 0.9, "expected_reward": 0.61},
+    ...     {"model": "b", "chosen": True, "probability": 0.1, "expected_reward": 0.58}]})
+    'drawn with probability 10.0%, to learn more: a was expected to bring 0.0300 more'
+    """
+    models = why["models"]
+    mine = next(model for model in models if model["chosen"])
+    if mine["expected_reward"] is None:
+        return f"drawn with probability {mine['probability']:.1%}; this learner expects no outcomes"
+    best = max(models, key=lambda model: float(model["expected_reward"]))
+    if mine["expected_reward"] == best["expected_reward"]:
+        return "expected to bring the most reward of the models offered, at this trade-off"
+    more = best["expected_reward"] - mine["expected_reward"]
+    drawn = f"drawn with probability {mine['probability']:.1%}, to learn more"
+    return f"{drawn}: {best['model']} was expected to bring {more:.4f} more"
 
 
 def history_rows(answer: Mapping[str, Any]) -> list[Row]:

@@ -19,8 +19,9 @@ from pipelines.judgement import dearer, difference, predicted_outcomes
 from policies.sequences import confidence_sequence
 
 Array = NDArray[np.float64]
-# Below this share of the exploration that was asked for, off-policy estimates lose their ground.
-COLLAPSED_SHARE: Final = 0.25
+# Below this share of the exploration that was asked for, off-policy estimates lose their ground:
+# half of what the posterior shares evenly (`even_part`). The gradients share all of it so.
+COLLAPSED_SHARE: Final = 0.05
 COLLAPSE_ROWS: Final = 200
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from policies.arms import Arm, PriceTable
 from policies.policy import Assessment, Policy, mix_canary
 from policies.preference import Preference
+from policies.reward import scalar_reward
 
 Array = NDArray[np.float64]
 
@@ -49,6 +50,7 @@ def explain(
     canary: Policy | None,
     prices: PriceTable,
     drawn_by_canary: bool,
+    cost_ceiling_usd: float,
 ) -> dict[str, Any]:
     """Derive the pmf again and lay out, per model, what made it; plain JSON values.
 
@@ -58,6 +60,7 @@ def explain(
         canary: The version on trial beside it, None where there was none.
         prices: The price table of the decision, which may name models that are gone since.
         drawn_by_canary: Whether the canary drew: then the expectations shown are its own.
+        cost_ceiling_usd: What whoever drew scales costs by, USD.
 
     Raises:
         UnknownArm: The price table does not hold an arm that was offered.
@@ -69,6 +72,7 @@ def explain(
         on_trial = _assess(canary, logged, offered)
         pmf = mix_canary(assessed.pmf[0], on_trial.pmf[0], share=logged.canary_share)
         who_drew = on_trial if drawn_by_canary else assessed
+    worth = _worth(logged, who_drew, cost_ceiling_usd)
     difference = float(np.abs(pmf - logged.pmf).max())
     return {
         "agrees": difference <= TOLERANCE,
@@ -78,6 +82,7 @@ def explain(
         "not_offered": [name for name in prices.names if name not in logged.arms_offered],
         "models": [
             _row(logged, arm, index, pmf, assessed, on_trial, who_drew)
+            | {"expected_reward": _at(worth, index)}
             for index, arm in enumerate(offered)
         ],
     }
@@ -85,6 +90,18 @@ def explain(
 
 def _assess(policy: Policy, logged: Logged, offered: Sequence[Arm]) -> Assessment:
     return policy.assess(logged.context[None], [logged.preference], offered)
+
+
+def _worth(logged: Logged, assessed: Assessment, cost_ceiling_usd: float) -> Array | None:
+    """Weigh what was expected of each arm, shape (1, m); None where nothing was."""
+    if assessed.quality is None or assessed.cost_usd is None:
+        return None
+    return scalar_reward(
+        assessed.quality,
+        assessed.cost_usd,
+        np.array(logged.preference.quality),
+        cost_ceiling_usd=cost_ceiling_usd,
+    )
 
 
 def _row(

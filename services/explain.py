@@ -38,7 +38,7 @@ class Explainer:
         load: Callable[[PolicyArtifact], Policy],
     ) -> None:
         self._aggregator, self._registry, self._load = aggregator, registry, load
-        self._policies: OrderedDict[int, Policy] = OrderedDict()
+        self._policies: OrderedDict[int, tuple[Policy, float]] = OrderedDict()
 
     async def explanation(self, decision_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
         """Explain a decision as the ledger tells of it; where that cannot be, say why.
@@ -67,28 +67,36 @@ class Explainer:
                 field="price_version",
             )
         policies = [await self._policy(v) for v in (champion, canary) if v is not None]
+        who_drew, cost_ceiling_usd = policies[-1 if drew == canary else 0]
         explained = await asyncio.to_thread(
             explain,
             _logged(record, context),
-            champion=policies[0],
-            canary=policies[1] if canary is not None else None,
+            champion=policies[0][0],
+            canary=policies[1][0] if canary is not None else None,
             prices=prices[record["price_version"]],
             drawn_by_canary=canary is not None and drew == int(canary),
+            cost_ceiling_usd=cost_ceiling_usd,
         )
         return {
             "champion_version": champion,
             "canary_version": canary,
             "canary_share": record.get("canary_share", 0.0),
             "drawn_by_version": drew,
-            "learner": policies[-1 if drew == canary else 0].kind,
+            "learner": who_drew.kind,
             **explained,
         }
 
-    async def _policy(self, version: int) -> Policy:
-        """Return a version's policy; raises UnknownVersion or ArtifactError where it is gone."""
+    async def _policy(self, version: int) -> tuple[Policy, float]:
+        """Return a version's policy and cost ceiling, USD.
+
+        Raises:
+            UnknownVersion: There is no such version.
+            ArtifactError: Its files are gone or damaged.
+        """
         if version not in self._policies:
             artifact = await self._registry.artifact(version)
-            self._policies[version] = await asyncio.to_thread(self._load, artifact)
+            policy = await asyncio.to_thread(self._load, artifact)
+            self._policies[version] = policy, artifact.cost_ceiling_usd
             while len(self._policies) > KEEP_POLICIES:
                 self._policies.popitem(last=False)
         self._policies.move_to_end(version)

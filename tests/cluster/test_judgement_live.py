@@ -30,8 +30,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_a_harmful_version_forced_to_champion_goes_back_by_itself(
-    start_service: StartService, tmp_path: Path
+    start_service: StartService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    # Its line for each request would cost the load its rate, where figures are asked for.
+    caplog.set_level(logging.WARNING, logger="httpx")
     service = start_service(
         tmp_path,
         gate="evidence",

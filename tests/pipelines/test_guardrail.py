@@ -11,6 +11,7 @@ from pipelines.answers import Answer
 from pipelines.evidence import Evidence
 from pipelines.guardrail import Guard, breach, exploration_collapse, silence
 from pipelines.judgement import next_look
+from policies.posterior import PosteriorSettings, explored_shares
 
 GUARD = Guard()
 
@@ -88,6 +89,15 @@ def test_exploration_that_is_gone_is_said() -> None:
     assert exploration_collapse(none, exploration_total=0.03) is not None
     assert exploration_collapse(gone[:50], exploration_total=0.03) is None
     assert exploration_collapse(none, exploration_total=0.0) is None
+
+
+def test_a_posterior_that_explores_as_it_is_set_to_has_not_collapsed() -> None:
+    """Most of its exploration goes to models that lose little; all the others share a tenth."""
+    quality = np.linspace(0.9, 0.1, 11)
+    shares = explored_shares(quality, np.zeros(11), PosteriorSettings())
+    sure = 0.98 * np.eye(11)[np.zeros(300, dtype=np.int64)] + 0.02 * shares
+    assert exploration_collapse(sure, exploration_total=0.02) is None
+    assert exploration_collapse(sure, exploration_total=0.2) is not None
 
 
 def answers(

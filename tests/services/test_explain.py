@@ -32,6 +32,7 @@ from services.decider import Decider, RouteRequest
 from services.decision_ids import DecisionIds
 from services.explain import Explainer
 
+CEILING_USD = 0.01
 DIM = 4
 WIDE = PRICES.with_arm(Arm(name="new", usd_per_call=0.002), version=2)
 
@@ -67,7 +68,11 @@ class LedgerPort:
 def learned(learner: Learner, source: Interactions) -> list[PolicyArtifact]:
     """Return a first version and the one after it."""
     spec = LearnerSpec(
-        arms=PRICES.arms, encoder_id="e", context_dim=DIM, cost_ceiling_usd=0.01, price_version=1
+        arms=PRICES.arms,
+        encoder_id="e",
+        context_dim=DIM,
+        cost_ceiling_usd=CEILING_USD,
+        price_version=1,
     )
     first = learner.initial(spec)
     return [first, learner.update(first, source.rows, {1: PRICES})]
@@ -199,6 +204,22 @@ def test_an_explanation_says_what_each_version_made_of_it(world: World) -> None:
         assert model["probability"] == pytest.approx(mixed)
         assert model["list_cost_usd"] > 0
     assert sum(model["probability"] for model in why["models"]) == pytest.approx(1.0)
+
+
+def test_what_was_expected_is_weighed_as_the_caller_asked(world: World) -> None:
+    """The posterior's versions expect outcomes, those of the policy gradient do not."""
+    seen = set()
+    for decision in world.decisions[::20]:
+        for model in world.explained(decision)["models"]:
+            quality, cost_usd = model["expected_quality"], model["expected_cost_usd"]
+            seen.add(quality is None)
+            if quality is None:
+                assert model["expected_reward"] is None
+                continue
+            asked = decision.preference
+            worth = asked.quality * quality - asked.cost * min(cost_usd / CEILING_USD, 1.0)
+            assert model["expected_reward"] == pytest.approx(worth)
+    assert seen == {True, False}
 
 
 def test_what_was_not_offered_is_named(world: World) -> None:
