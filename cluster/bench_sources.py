@@ -13,6 +13,7 @@ from pipelines.quality import EncodedOutcomes
 from policies.encoder import load_encoder
 from policies.encoder_files import KINDS, EncoderKind
 from policies.errors import InvalidRequest
+from policies.prompt_form import FORM_VERSION
 
 Progress = Callable[[str, int, int], None]
 
@@ -83,7 +84,8 @@ def _perturbation(way: str) -> Callable[[str], str]:
 
 def built_encoder(kind: EncoderKind, cache_dir: Path, *, progress: Progress) -> Path:
     """Return the folder of an encoder in the cache, built where it is missing."""
-    folder = cache_dir / f"encoder-{kind}"
+    # By version, so that a cache from before it is no other measurement.
+    folder = cache_dir / f"encoder-{kind}-form{FORM_VERSION}"
     progress(f"building the encoder {kind}", 0, 1)
     ensure_encoder(folder, kind=kind)
     return folder

@@ -1,7 +1,8 @@
 """Prompts to contexts: a frozen encoder, read from a folder of bytes that names itself.
 
-Two kinds: MiniLM itself, and the static encoder distilled from it, a table of token vectors. A
-policy names the encoder it was trained on; contexts of another mean something else.
+Two kinds: MiniLM itself, and the static encoder distilled from it, a table of token vectors. Behind
+what either makes of a text stands the prompt's form. A policy names the encoder it was trained on;
+contexts of another mean something else.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.encoder_files import EncoderKind, checked_manifest, local_encoder
+from policies.encoder_files import (
+    MAX_CHARACTERS,
+    EncoderKind,
+    checked_manifest,
+    local_encoder,
+)
 from policies.minilm import export_minilm, load_minilm
+from policies.prompt_form import FORM_DIM, FORM_WEIGHT, prompt_forms
 from policies.static_encoder import distill_static, load_static
 
 BUILDERS: Final[Mapping[EncoderKind, Callable[[Path], str]]] = {
@@ -42,7 +49,29 @@ class Encoder(Protocol):
         """Whether to encode a prompt takes less time than to hand it to a thread."""
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Encode texts as rows of length one, float32, shape (len(texts), dim)."""
+        """Encode texts, float32, shape (len(texts), dim).
+
+        A row is the text's vector, of length one, and the prompt's form, unless the encoder is
+        from before there was one.
+        """
+
+
+class FormedEncoder:
+    """An encoder whose contexts end with the form of the prompt."""
+
+    def __init__(self, text_encoder: Encoder) -> None:
+        """Take the encoder of the text itself, which names the form in its id."""
+        self._text_encoder, self._text_dim = text_encoder, text_encoder.dim
+        self.encoder_id, self.light = text_encoder.encoder_id, text_encoder.light
+        self.dim = self._text_dim + FORM_DIM
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode texts, float32, shape (len(texts), dim)."""
+        rows = np.empty((len(texts), self.dim), dtype=np.float32)
+        rows[:, : self._text_dim] = self._text_encoder.encode(texts)
+        forms = prompt_forms([text[:MAX_CHARACTERS] for text in texts])
+        rows[:, self._text_dim :] = FORM_WEIGHT * forms
+        return rows
 
 
 def load_encoder(place: str | Path) -> Encoder:
@@ -56,9 +85,9 @@ def load_encoder(place: str | Path) -> Encoder:
     """
     folder = local_encoder(place)
     manifest = checked_manifest(folder)
-    if manifest.kind == "static":
-        return load_static(folder, manifest)
-    return load_minilm(folder, manifest)
+    load = load_static if manifest.kind == "static" else load_minilm
+    text_encoder: Encoder = load(folder, manifest)
+    return FormedEncoder(text_encoder) if manifest.form else text_encoder
 
 
 def describe_encoder(place: str | Path) -> tuple[str, int]:

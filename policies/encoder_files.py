@@ -16,6 +16,7 @@ from typing import Final, Literal, get_args
 
 from policies.artifact import write_atomically
 from policies.errors import ArtifactError
+from policies.prompt_form import FORM_DIM, FORM_VERSION
 from policies.storage import open_folder
 
 EncoderKind = Literal["minilm", "static"]
@@ -39,24 +40,41 @@ class Manifest:
 
     Attributes:
         kind: Which sort of encoder.
-        encoder_id: Names its files by content.
-        dim: Length of a context.
+        encoder_id: Names its files by content, and the form it adds.
+        text_dim: Length of what the files make of a text.
+        form: Version of the prompt's form that is put behind it, 0 for none, as in encoders from
+            before there was one.
     """
 
     kind: EncoderKind
     encoder_id: str
-    dim: int
+    text_dim: int
+    form: int
+
+    @property
+    def dim(self) -> int:
+        """Length of a context."""
+        return self.text_dim + (FORM_DIM if self.form else 0)
 
 
-def write_manifest(folder: Path, kind: EncoderKind, names: Sequence[str], *, dim: int) -> Manifest:
+def write_manifest(
+    folder: Path,
+    kind: EncoderKind,
+    names: Sequence[str],
+    *,
+    text_dim: int,
+    form: int = FORM_VERSION,
+) -> Manifest:
     """Describe the files of a folder once they are all there."""
     digests = {name: _file_digest(folder / name) for name in names}
-    manifest = Manifest(kind=kind, encoder_id=_encoder_id(kind, digests), dim=dim)
+    encoder_id = _encoder_id(kind, digests, form)
+    manifest = Manifest(kind=kind, encoder_id=encoder_id, text_dim=text_dim, form=form)
     stated = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
-        "encoder_id": manifest.encoder_id,
-        "dim": dim,
+        "encoder_id": encoder_id,
+        "dim": text_dim,
+        "form": form,
         "files": digests,
     }
     write_atomically(folder / ENCODER_FILE, json.dumps(stated, sort_keys=True).encode())
@@ -68,12 +86,14 @@ def checked_manifest(folder: Path) -> Manifest:
     try:
         stated = json.loads((folder / ENCODER_FILE).read_bytes())
         # Encoders exported before there were two kinds do not name theirs.
-        kind = stated.get("kind", "minilm")
+        kind, form = stated.get("kind", "minilm"), int(stated.get("form", 0))
         known = stated["schema_version"] == SCHEMA_VERSION and kind in KINDS
+        known = known and form in (0, FORM_VERSION)
         digests = {name: _file_digest(folder / name) for name in stated["files"]}
-        manifest = Manifest(kind=kind, encoder_id=stated["encoder_id"], dim=int(stated["dim"]))
-        expected = (stated["files"], manifest.encoder_id)
-        matches = known and expected == (digests, _encoder_id(kind, digests))
+        encoder_id, text_dim = stated["encoder_id"], int(stated["dim"])
+        manifest = Manifest(kind=kind, encoder_id=encoder_id, text_dim=text_dim, form=form)
+        expected = (stated["files"], encoder_id)
+        matches = known and expected == (digests, _encoder_id(kind, digests, form))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"encoder cannot be read: {error!r}", field=ENCODER_FILE) from error
     if not matches:
@@ -140,9 +160,11 @@ def _cache() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "barp-router" / "encoders"
 
 
-def _encoder_id(kind: EncoderKind, digests: dict[str, str]) -> str:
-    """Name an encoder by the content of its files."""
+def _encoder_id(kind: EncoderKind, digests: dict[str, str], form: int) -> str:
+    """Name an encoder by the content of its files, and by the form it adds."""
     joined = "".join(f"{name}:{digests[name]};" for name in sorted(digests))
+    if form:
+        joined += f"form:{form};"
     return ID_PREFIXES[kind] + hashlib.sha256(joined.encode()).hexdigest()[:12]
 
 

@@ -104,7 +104,7 @@ def load_minilm(folder: Path, manifest: Manifest) -> MiniLmEncoder:
     # The file pads everything to 128 tokens and cuts there unless told otherwise.
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
-    return MiniLmEncoder(session, tokenizer, encoder_id=manifest.encoder_id, dim=manifest.dim)
+    return MiniLmEncoder(session, tokenizer, encoder_id=manifest.encoder_id, dim=manifest.text_dim)
 
 
 def export_minilm(folder: Path) -> str:
@@ -119,7 +119,7 @@ def export_minilm(folder: Path) -> str:
     dim = _export_graph(get_model_path(), folder / MODEL_FILE)
     tokenizer = (Path(get_model_path()) / TOKENIZER_FILE).read_bytes()
     write_atomically(folder / TOKENIZER_FILE, tokenizer)
-    return write_manifest(folder, "minilm", (MODEL_FILE, TOKENIZER_FILE), dim=dim).encoder_id
+    return write_manifest(folder, "minilm", (MODEL_FILE, TOKENIZER_FILE), text_dim=dim).encoder_id
 
 
 def _export_graph(source: Path, target: Path) -> int:

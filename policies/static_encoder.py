@@ -102,7 +102,7 @@ def distill_static(folder: Path) -> str:
     weighted = sif_weights(tokens)[:, None] * vectors
     folder.mkdir(parents=True, exist_ok=True)
     StaticEmbedding(tokenizer, embedding_weights=weighted.astype(np.float32)).save(str(folder))
-    return write_manifest(folder, "static", (VECTORS_FILE, TOKENIZER_FILE), dim=DIM).encoder_id
+    return write_manifest(folder, "static", (VECTORS_FILE, TOKENIZER_FILE), text_dim=DIM).encoder_id
 
 
 def _token_vectors(source: Any, num_tokens: int) -> Array:

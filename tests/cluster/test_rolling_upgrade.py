@@ -105,7 +105,8 @@ class Releases(ExitStack):
 
     def __init__(self, folder: Path, ledger_url: str) -> None:
         self._folder, self._ledger_url = folder, ledger_url
-        self._encoder = small_static_encoder(folder / "encoder")
+        # As an older release built it: it may not know of any form of a prompt.
+        self._encoder = small_static_encoder(folder / "encoder", form=0)
         super().__init__()
 
     def start(self, release: str, code: Path) -> tuple[ServiceProcess, ExitStack]:

@@ -13,7 +13,9 @@ from policies.encoder import Encoder, load_encoder
 from policies.encoder_files import ENCODER_FILE, MAX_CHARACTERS, TOKENIZER_FILE
 from policies.errors import ArtifactError
 from policies.minilm import MODEL_FILE
+from policies.prompt_form import FORM_DIM
 
+TEXT_DIM = 384
 TEXTS = (
     "Write a haiku about rain.",
     "Prove that the square root of two is irrational.",
@@ -37,7 +39,7 @@ def test_agrees_with_sentence_transformers(encoder: Encoder) -> None:
     reference = SentenceTransformer(str(get_model_path()), device="cpu").encode(
         list(TEXTS), normalize_embeddings=True
     )
-    cosines = (encoder.encode(TEXTS) * reference).sum(axis=1)
+    cosines = (encoder.encode(TEXTS)[:, :TEXT_DIM] * reference).sum(axis=1)
     assert cosines.min() >= 0.99999
 
 
@@ -47,12 +49,13 @@ def test_a_context_does_not_depend_on_its_batch(encoder: Encoder) -> None:
     np.testing.assert_allclose(together, np.tile(alone, (4, 1)), atol=1e-5)
 
 
-def test_contexts_are_float32_rows_of_length_one(encoder: Encoder) -> None:
+def test_contexts_are_float32_rows_of_length_one_and_a_form(encoder: Encoder) -> None:
     contexts = encoder.encode(TEXTS)
     assert contexts.dtype == np.float32
-    assert contexts.shape == (len(TEXTS), encoder.dim) == (len(TEXTS), 384)
-    np.testing.assert_allclose(np.linalg.norm(contexts, axis=1), 1.0, atol=1e-5)
-    assert encoder.encode([]).shape == (0, 384)
+    assert contexts.shape == (len(TEXTS), encoder.dim) == (len(TEXTS), TEXT_DIM + FORM_DIM)
+    lengths = np.linalg.norm(contexts[:, :TEXT_DIM], axis=1)
+    np.testing.assert_allclose(lengths, 1.0, atol=1e-5)
+    assert encoder.encode([]).shape == (0, encoder.dim)
 
 
 def test_a_huge_prompt_costs_no_more_than_a_long_one(encoder: Encoder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from encoders import SMALL_DIM, minilm_tokenizer, small_static_encoder, token_ve
 from policies.encoder import Encoder, build_encoder, describe_encoder, load_encoder
 from policies.encoder_files import ENCODER_FILE
 from policies.errors import ArtifactError
+from policies.prompt_form import FORM_DIM, FORM_WEIGHT, prompt_forms
 from policies.static_encoder import (
     FIRST_WORD,
     VECTORS_FILE,
@@ -47,7 +49,7 @@ def test_equals_sentence_transformers(encoder: Encoder) -> None:
     reference = SentenceTransformer(modules=[module], device="cpu").encode(
         list(TEXTS), normalize_embeddings=True
     )
-    np.testing.assert_allclose(encoder.encode(TEXTS), reference, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode(TEXTS)[:, :SMALL_DIM], reference, atol=1e-6)
 
 
 def test_a_context_does_not_depend_on_its_batch(encoder: Encoder) -> None:
@@ -56,16 +58,38 @@ def test_a_context_does_not_depend_on_its_batch(encoder: Encoder) -> None:
     np.testing.assert_array_equal(together, np.tile(alone, (4, 1)))
 
 
-def test_contexts_are_float32_rows_of_length_one(encoder: Encoder) -> None:
+def test_contexts_are_float32_rows_of_length_one_and_the_form(encoder: Encoder) -> None:
     contexts = encoder.encode(TEXTS)
     assert contexts.dtype == np.float32
-    assert contexts.shape == (len(TEXTS), encoder.dim) == (len(TEXTS), SMALL_DIM)
-    np.testing.assert_allclose(np.linalg.norm(contexts, axis=1), 1.0, atol=1e-6)
+    assert contexts.shape == (len(TEXTS), encoder.dim) == (len(TEXTS), SMALL_DIM + FORM_DIM)
+    lengths = np.linalg.norm(contexts[:, :SMALL_DIM], axis=1)
+    np.testing.assert_allclose(lengths, 1.0, atol=1e-6)
+    np.testing.assert_allclose(contexts[:, SMALL_DIM:], FORM_WEIGHT * prompt_forms(TEXTS))
 
 
-def test_a_text_without_a_token_is_a_row_of_zeros(encoder: Encoder) -> None:
-    np.testing.assert_array_equal(encoder.encode(["", " \n"]), np.zeros((2, SMALL_DIM)))
-    assert encoder.encode([]).shape == (0, SMALL_DIM)
+def test_a_text_without_a_token_has_a_form_alone(encoder: Encoder) -> None:
+    np.testing.assert_array_equal(encoder.encode(["", " \n"])[:, :SMALL_DIM], 0.0)
+    assert encoder.encode([]).shape == (0, SMALL_DIM + FORM_DIM)
+
+
+def test_an_encoder_from_before_the_form_gives_the_contexts_it_gave(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    """Its policies go on with it; it has another id than one that adds the form."""
+    folder = small_static_encoder(tmp_path / "older", form=0)
+    manifest = json.loads((folder / ENCODER_FILE).read_bytes())
+    del manifest["form"]
+    (folder / ENCODER_FILE).write_text(json.dumps(manifest))
+    older = load_encoder(folder)
+    assert older.dim == SMALL_DIM
+    assert older.encoder_id != encoder.encoder_id
+    np.testing.assert_array_equal(older.encode(TEXTS), encoder.encode(TEXTS)[:, :SMALL_DIM])
+
+
+def test_a_form_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    folder = small_static_encoder(tmp_path / "newer", form=99)
+    with pytest.raises(ArtifactError):
+        load_encoder(folder)
 
 
 def test_serving_imports_neither_torch_nor_sentence_transformers(folder: Path) -> None:
@@ -81,7 +105,7 @@ def test_serving_imports_neither_torch_nor_sentence_transformers(folder: Path) -
 def test_the_id_names_the_bytes(folder: Path, tmp_path: Path) -> None:
     encoder_id, dim = describe_encoder(folder)
     assert encoder_id.startswith("minilm-l6-v2-static-")
-    assert dim == SMALL_DIM
+    assert dim == SMALL_DIM + FORM_DIM
     other = small_static_encoder(tmp_path / "other", seed=1)
     assert describe_encoder(other)[0] != encoder_id
 

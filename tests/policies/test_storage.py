@@ -114,7 +114,7 @@ def small_encoder(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("model.bin", "tokenizer.json"):
         (folder / name).write_bytes(name.encode())
-    write_manifest(folder, "minilm", ("model.bin", "tokenizer.json"), dim=8)
+    write_manifest(folder, "minilm", ("model.bin", "tokenizer.json"), text_dim=8)
     return folder
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from policies.encoder_files import TOKENIZER_FILE, write_manifest
+from policies.prompt_form import FORM_VERSION
 from policies.static_encoder import VECTORS_FILE, VECTORS_KEY
 
 SMALL_DIM = 8
@@ -31,10 +32,11 @@ def token_vectors(seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def small_static_encoder(folder: Path, *, seed: int = 0) -> Path:
+def small_static_encoder(folder: Path, *, seed: int = 0, form: int = FORM_VERSION) -> Path:
     """Write a folder such as `distill_static` writes."""
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.numpy.save_file({VECTORS_KEY: token_vectors(seed)}, folder / VECTORS_FILE)
     minilm_tokenizer().save(str(folder / TOKENIZER_FILE))
-    write_manifest(folder, "static", (VECTORS_FILE, TOKENIZER_FILE), dim=SMALL_DIM)
+    names = (VECTORS_FILE, TOKENIZER_FILE)
+    write_manifest(folder, "static", names, text_dim=SMALL_DIM, form=form)
     return folder
