@@ -25,9 +25,33 @@ LEAST_VARIANCE: Final = 0.02
 # Pseudo-observations that shrink an arm's noise toward the pool's, and the pool's toward its guess.
 QUALITY_NOISE: Final = (20.0, 8.0)
 COST_NOISE: Final = (8.0, 4.0)
-GUESSED_COST_NOISE: Final = 0.02
-LEAST_COST_NOISE: Final = 1e-5
 MAX_LOGIT: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostPrior:
+    """What is expected of costs before any was seen.
+
+    Attributes:
+        guess: Variances of the models.
+        noise: Variance of a call's cost around its model.
+        least_noise: That variance is never taken for less.
+    """
+
+    guess: Guess
+    noise: float
+    least_noise: float
+
+
+# Of scaled costs, as departures from list price.
+SCALED_COSTS: Final = CostPrior(guess=COST_GUESS, noise=0.02, least_noise=1e-5)
+# Of costs in units of what the arm's calls usually cost: what makes one arm's call dear makes
+# another's dear by a like factor, so that cheap and dear arms teach each other.
+RELATIVE_COSTS: Final = CostPrior(
+    guess=Guess(level=0.1, slope=0.02, shared_slope=0.1, shared_level=0.25, mean=0.0),
+    noise=0.5,
+    least_noise=1e-3,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +171,13 @@ def quality_noise(rows: Rows, quality: Array) -> Array:
     return np.asarray(np.clip(noise, 0.05, 1.5))
 
 
-def fit_cost(start: Beliefs, rows: Rows, blocks: Sequence[slice], rounds: int) -> Beliefs:
+def fit_cost(
+    start: Beliefs,
+    rows: Rows,
+    blocks: Sequence[slice],
+    rounds: int,
+    prior: CostPrior = SCALED_COSTS,
+) -> Beliefs:
     """Fit a linear model whose noise is each arm's own, shrunk toward the pool's.
 
     Args:
@@ -155,23 +185,25 @@ def fit_cost(start: Beliefs, rows: Rows, blocks: Sequence[slice], rounds: int) -
         rows: Scaled costs, or departures from a known level, at least one.
         blocks: Features that have a variance in common.
         rounds: How many steps; one is enough where little is new.
+        prior: What is expected in the units that costs are in.
     """
+    guess = prior.guess
     gram, moment = rows.sums(np.ones(len(rows.target)), rows.target)
     beliefs = start
     for number in range(rounds + 1):
-        last, noise = number == rounds, cost_noise(rows, beliefs.means)
-        beliefs = step(beliefs, gram, moment, noise, COST_GUESS.mean, COST_GUESS, blocks, last=last)
+        last, noise = number == rounds, cost_noise(rows, beliefs.means, prior)
+        beliefs = step(beliefs, gram, moment, noise, guess.mean, guess, blocks, last=last)
     return beliefs
 
 
-def cost_noise(rows: Rows, means: Array) -> Array:
+def cost_noise(rows: Rows, means: Array, prior: CostPrior = SCALED_COSTS) -> Array:
     """Estimate the variance of each arm's costs around its model, shape (K,)."""
     shrink_arm, shrink_pool = COST_NOISE
     residual = (rows.target - rows.predicted(means)) ** 2
-    guessed = shrink_pool * GUESSED_COST_NOISE
+    guessed = shrink_pool * prior.noise
     common = (guessed + residual.sum()) / (shrink_pool + len(residual))
     noise = (shrink_arm * common + rows.by_arm(residual)) / (shrink_arm + rows.count)
-    return np.asarray(np.maximum(noise, LEAST_COST_NOISE))
+    return np.asarray(np.maximum(noise, prior.least_noise))
 
 
 def sigmoid(logit: Array) -> Array:

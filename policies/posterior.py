@@ -1,9 +1,9 @@
 """The posterior learner: what each arm is worth and costs, believed apart, combined when deciding.
 
-Quality is a hierarchical Bayesian logistic model, cost a linear one, as a departure from list price
-(`policies.hierarchy`), on features of the context (`policies.feature_map`). The preference enters
-only at the decision, so that every observation teaches every trade-off, and a price change counts
-from the next request on.
+Quality is a hierarchical Bayesian logistic model, cost a linear one, as a ratio to what the arm's
+calls usually cost (`policies.hierarchy`), on features of the context (`policies.feature_map`). The
+preference enters only at the decision, so that every observation teaches every trade-off, and a
+price change counts from the next request on.
 
 Thompson sampling over fixed normal draws makes the pmf a pure function. In front of it stands a
 sweep over the arms that may be best, the least known first, by inverse gap weighting (Foster and
@@ -109,7 +109,7 @@ class OfferedModels:
         level_variance: Variance of the levels of quality, shape (m,).
         level_slope: Covariance of level and slopes of quality, shape (m, p - 1).
         slope_covariance: Covariance of the slopes of quality, shape (m * (p - 1), p - 1).
-        list_cost: Scaled list cost that the costs are departures from, shape (m,).
+        usual_cost: Scaled cost that the costs are departures from, shape (m,).
         price_ratios: List price now by the one the costs were learned at, shape (m,).
         scale: Share of the Thompson deviation of each arm, shape (m,).
         explored: Pmf of the exploration, the same for every request, shape (m,).
@@ -121,7 +121,7 @@ class OfferedModels:
     level_variance: Array
     level_slope: Array
     slope_covariance: Array
-    list_cost: Array
+    usual_cost: Array
     price_ratios: Array
     scale: Array
     explored: Array
@@ -198,7 +198,7 @@ class PosteriorPolicy:
         # The mean of a sigmoid of a normal variable, by the probit approximation.
         spread = np.minimum(plain, MAX_LOGIT_VARIANCE)
         quality = sigmoid(mean[:, :m] / np.sqrt(1.0 + np.pi / 8.0 * spread))
-        cost = np.clip((models.list_cost + mean[:, m:]) * models.price_ratios, 0.0, 1.0)
+        cost = np.clip((models.usual_cost + mean[:, m:]) * models.price_ratios, 0.0, 1.0)
         return quality, cost, scaled * (quality * (1.0 - quality)) ** 2
 
     def _variances(self, slopes: Array, models: OfferedModels) -> tuple[Array, Array]:
@@ -224,8 +224,9 @@ class PosteriorPolicy:
         quality, covariances = self._quality.of(arms)
         cost, _ = self._cost.of(arms)
         slopes, ratios = covariances[:, 1:, 1:], price_ratio(now, then)
-        listed = scaled_cost(then, cost_ceiling_usd=artifact.cost_ceiling_usd)
-        levels = np.clip((listed + cost[:, 0]) * ratios, 0.0, 1.0)
+        usual, unit = self._usual_costs(then, arms)
+        cost = unit[:, None] * cost
+        levels = np.clip((usual + cost[:, 0]) * ratios, 0.0, 1.0)
         since = [0 if k is None else self._rows_since(k) for k in arms]
         own = np.array([0 if k is None else weights["arm_rows"][k] for k in arms])
         draws = [
@@ -237,13 +238,29 @@ class PosteriorPolicy:
             level_variance=covariances[:, 0, 0],
             level_slope=covariances[:, 0, 1:],
             slope_covariance=np.ascontiguousarray(slopes.reshape(-1, slopes.shape[-1])),
-            list_cost=listed,
+            usual_cost=usual,
             price_ratios=ratios,
             scale=thompson_scale(np.array(since), len(artifact.arms), self._settings),
             explored=explored_shares(sigmoid(quality[:, 0]), levels, self._settings),
             untried=1.0 / (self._settings.sweep_count + own),
             draws=np.array(draws),
         )
+
+    def _usual_costs(self, list_cost_usd: Array, arms: Sequence[int | None]) -> tuple[Array, Array]:
+        """Return what the costs are departures from, and in which unit, scaled, (m,) each."""
+        weights, ceiling = self._artifact.weights, self._artifact.cost_ceiling_usd
+        listed = scaled_cost(list_cost_usd, cost_ceiling_usd=ceiling)
+        if "cost_unit" not in weights:
+            # Of an earlier release: departures from list price, on the scale of the ceiling.
+            return listed, np.ones(len(arms))
+        units = weights["cost_unit"]
+        known = scaled_cost(weights["list_cost_usd"], cost_ceiling_usd=ceiling)
+        priced = known > 0
+        # A new arm is as far from its price as the others are from theirs.
+        off = float((units[priced] / known[priced]).mean()) if priced.any() else 1.0
+        unknown = np.where(listed > 0, off * listed, units.mean() if len(units) else 0.0)
+        usual = np.array([unknown[i] if k is None else units[k] for i, k in enumerate(arms)])
+        return usual, usual
 
     def _rows_since(self, arm: int) -> int:
         """Count the rows learned from since an arm came."""

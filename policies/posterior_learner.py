@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -30,7 +31,7 @@ from policies.list_prices import (
     list_costs,
 )
 from policies.memory import Memory
-from policies.outcome_models import COST_GUESS, QUALITY_GUESS, Rows, fit_cost, fit_quality
+from policies.outcome_models import QUALITY_GUESS, RELATIVE_COSTS, Rows, fit_cost, fit_quality
 from policies.posterior import KIND, PosteriorSettings
 from policies.reward import scaled_cost
 
@@ -39,6 +40,10 @@ Array = NDArray[np.float64]
 # Steps of expectation maximisation of an update, and of one that has new features.
 ROUNDS: Final = 3
 ROUNDS_ANEW: Final = 20
+# Calls that a list price counts as, beside those that were charged.
+PRICE_ROWS: Final = 20.0
+# So that a free arm's costs can be divided by what they usually are, of scaled cost.
+LEAST_UNIT: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class PosteriorLearner:
                 **_priors(len(names), blank),
                 **memory.weights(),
                 "list_cost_usd": np.array(listed, dtype=np.float64),
+                "cost_unit": cost_units(np.array(listed) / spec.cost_ceiling_usd, memory),
                 "rows_before": np.zeros(len(names), dtype=np.int64),
                 "arm_rows": np.zeros(len(names), dtype=np.int64),
                 "fit_features_at": np.array([settings.min_rows], dtype=np.int64),
@@ -106,12 +112,15 @@ class PosteriorLearner:
                 **parent.weights,
                 **memory.weights(),
                 "list_cost_usd": listed,
+                "cost_unit": cost_units(listed / parent.cost_ceiling_usd, memory),
                 "rows_before": since.astype(np.int64),
                 "arm_rows": _arm_rows(parent, arms, seen),
             },
             training=lineage(parent, seen),
         )
         learned = len(seen) > 0 and len(memory) > 0
+        if "cost_unit" not in parent.weights:
+            grown = replace(grown, weights={**grown.weights, **_without_costs(grown)})
         fitted = _fitted(grown, memory, new_rows=len(seen)) if learned else grown
         return with_draws(fitted, rows_seen=rows_before + len(seen))
 
@@ -163,16 +172,42 @@ def _fitted(artifact: PolicyArtifact, memory: Memory, *, new_rows: int) -> Polic
         weights["fit_features_at"] = np.array([total + min(total, settings.settled_rows)])
         rounds = ROUNDS_ANEW
     values, arm = features(memory.context.astype(np.float64)), memory.arm.astype(np.int64)
-    listed = scaled_cost(weights["list_cost_usd"], cost_ceiling_usd=artifact.cost_ceiling_usd)
     quality, cost = memory.outcome.astype(np.float64).T
-    targets = {"quality": quality, "cost": cost - listed[arm]}
-    for target, fit in (("quality", fit_quality), ("cost", fit_cost)):
+    targets = {"quality": quality, "cost": cost / weights["cost_unit"][arm] - 1.0}
+    fit_relative = partial(fit_cost, prior=RELATIVE_COSTS)
+    for target, fit in (("quality", fit_quality), ("cost", fit_relative)):
         rows = Rows.sorted(values, arm, targets[target], num_arms=len(artifact.arms))
         beliefs = Beliefs.read(weights, target).with_arms(len(artifact.arms))
         if len(rows.target):
             beliefs = fit(beliefs, rows, features.blocks, rounds)
         weights |= beliefs.weights(target)
     return replace(artifact, weights=weights)
+
+
+def cost_units(listed: Array, memory: Memory) -> Array:
+    """Say what a call of each arm usually costs, scaled: its list price, then what was charged.
+
+    An arm without a list price starts from the mean of all that was charged.
+
+    Args:
+        listed: Scaled list cost, 0 where no price is given, shape (K,).
+        memory: Rows with the costs that came back.
+    """
+    cost = memory.outcome[:, 1].astype(np.float64)
+    known = np.flatnonzero(~np.isnan(cost))
+    arm, charged = memory.arm[known].astype(np.int64), cost[known]
+    sums = np.bincount(arm, charged, minlength=len(listed))
+    count = np.bincount(arm, minlength=len(listed))
+    usual = charged.mean() if len(charged) else 0.0
+    trust = np.where(listed > 0, PRICE_ROWS, 1.0)
+    start = np.where(listed > 0, np.minimum(listed, 1.0), usual)
+    return np.asarray(np.maximum((trust * start + sums) / (trust + count), LEAST_UNIT))
+
+
+def _without_costs(artifact: PolicyArtifact) -> dict[str, NDArray[np.float64]]:
+    """Forget beliefs of costs that an earlier release held in other units; the rows are there."""
+    priors = _priors(len(artifact.arms), FeatureMap.read(artifact.weights))
+    return {name: value for name, value in priors.items() if name.startswith("cost.")}
 
 
 def _forgetting_slopes(
@@ -190,7 +225,7 @@ def _forgetting_slopes(
 
 def _priors(num_arms: int, features: FeatureMap) -> dict[str, NDArray[np.float64]]:
     """Believe nothing yet of quality and cost."""
-    guesses = {"quality": QUALITY_GUESS, "cost": COST_GUESS}
+    guesses = {"quality": QUALITY_GUESS, "cost": RELATIVE_COSTS.guess}
     named = (
         Beliefs.prior(guess, num_arms=num_arms, blocks=features.blocks).weights(target)
         for target, guess in guesses.items()

@@ -47,7 +47,7 @@ def prompt_form(text: str) -> tuple[float, ...]:
     """Describe one prompt: size, shares of signs by their root, then what it asks and how it ends.
 
     >>> [round(value, 1) for value in prompt_form("What is 2 + 2?")]
-    [-1.2, 0.0, -0.7, 0.7, 0.5, 0.5, 0.0, 0.0, 0.5, 0.7, 0.0, 0.0, 0.0]
+    [-1.2, 0.0, -0.9, 0.7, 0.5, 0.5, 0.0, 0.0, 0.5, 0.7, 0.0, 0.0, 0.0]
     """
     encoded = text.encode(errors="replace")
     length = len(encoded)

@@ -241,9 +241,39 @@ def test_a_new_arm_is_expected_at_its_price_and_the_pools_quality(trained: Polic
     assert max(deviations) == deviations[-1]
     assert quality[-1] == pytest.approx(quality[:-1].mean(), abs=0.1)
     # At list price, but for how far the others are from theirs.
+    off = (trained.weights["cost_unit"] * TAU_USD / trained.weights["list_cost_usd"]).mean()
     departure = trained.weights["cost.shared_mean"][0]
+    assert abs(off - 1.0) < 0.2
     assert abs(departure) < 0.2
-    assert cost_usd[-1] / TAU_USD == pytest.approx(0.003 / TAU_USD + departure, abs=0.1)
+    assert cost_usd[-1] == pytest.approx(0.003 * off * (1.0 + departure), rel=0.2)
+
+
+def test_a_list_price_that_is_far_off_is_corrected_by_what_was_charged() -> None:
+    """Half of the arms state a tenth of what their calls cost, one states nothing."""
+    stated = some_arms(0.0001, 0.0004, 0.0)
+    artifact = LEARNER.initial(a_spec(stated))
+    for turn in range(4):
+        rows = _rows(artifact, 60, first_seq=1 + 60 * turn)
+        artifact = LEARNER.update(artifact, rows, prices_of(stated))
+    _, cost_usd = _expected(PosteriorPolicy(artifact), stated)
+    np.testing.assert_allclose(cost_usd, [0.001, 0.004, 0.009], rtol=0.3)
+
+
+def test_a_version_of_an_earlier_release_decides_as_it_did_and_learns_on(
+    trained: PolicyArtifact,
+) -> None:
+    """It holds costs as departures from list price, on the scale of the ceiling."""
+    weights = dict(trained.weights)
+    del weights["cost_unit"]
+    older = replace(trained, weights=weights)
+    _, cost_usd = _expected(PosteriorPolicy(older), ARMS)
+    context = PosteriorPolicy(older)._features(CONTEXT[None])
+    listed = trained.weights["list_cost_usd"] / TAU_USD
+    stated = np.clip(listed + (context @ weights["cost.means"].T)[0], 0.0, 1.0) * TAU_USD
+    np.testing.assert_allclose(cost_usd, stated)
+    child = _updated(older, _rows(trained, 40, first_seq=300))
+    _, cost_usd = _expected(PosteriorPolicy(child), ARMS)
+    np.testing.assert_allclose(cost_usd, [0.001, 0.004, 0.009], rtol=0.3)
 
 
 def test_expected_costs_stay_within_the_ceiling(trained: PolicyArtifact) -> None:
