@@ -119,8 +119,8 @@ def show_ledger(found: dict[str, Any]) -> None:
     )
     if "compact_s" in detail:
         console.print(
-            f"{detail['left']} decisions left the ledger in {detail['compact_s']} s: "
-            f"{detail['compacted_mb']} MB"
+            f"compacted in {detail['compact_s']} s: {detail['kept']} decisions and "
+            f"{detail['compacted_mb']} MB are left of the ledger"
         )
 
 

