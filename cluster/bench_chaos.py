@@ -22,6 +22,9 @@ def bench_chaos(
     ledger_url: Annotated[
         str | None, typer.Option(help="SQLAlchemy URL of an empty ledger; SQLite without it.")
     ] = None,
+    shards: Annotated[
+        int, typer.Option(help="Aggregators; more than one needs PostgreSQL.", min=1)
+    ] = 1,
     encoder_dir: Annotated[
         Path | None, typer.Option(help="A static encoder that was built; one is built without it.")
     ] = None,
@@ -38,7 +41,9 @@ def bench_chaos(
     """
     from cluster.chaos import ChaosPlan, run_chaos
 
-    settings: dict[str, object] = {} if ledger_url is None else {"ledger_url": ledger_url}
+    settings: dict[str, object] = {"aggregator_shards": shards}
+    if ledger_url is not None:
+        settings["ledger_url"] = ledger_url
     if encoder_dir is not None:
         settings["encoder_dir"] = encoder_dir.resolve()
     plan = ChaosPlan(minutes=minutes, kills=kills, seed=seed, rate_per_s=rate, settings=settings)

@@ -215,8 +215,8 @@ def show_scale(found: Mapping[str, Any]) -> None:
         table.add_row(name, f"{limit['rate']:,.0f}", limit["then"])
     console.print(table)
     table = Table(
-        "requests/s", "replicas", "nodes", "shards", "primaries", "publishers", "USD/h",
-        "USD/million", "p50 ms", "p99 ms", "swap ms", "ledger GB/day", "fullest",
+        "requests/s", "replicas", "nodes", "shards", "primaries", "keepers", "publishers",
+        "USD/h", "USD/million", "p50 ms", "p99 ms", "swap ms", "ledger GB/day", "fullest",
     )  # fmt: skip
     for one in found["predicted"]:
         table.add_row(
@@ -225,6 +225,7 @@ def show_scale(found: Mapping[str, Any]) -> None:
             f"{one['nodes']:,}",
             f"{one['aggregator_shards']:,}",
             f"{one['postgresql_primaries']:,}",
+            f"{one['keepers']:,}",
             f"{one['publishers']:,}",
             f"{one['usd_per_hour']:,.2f}",
             f"{one['usd_per_million']:,.3f}",

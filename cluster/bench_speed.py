@@ -136,6 +136,10 @@ def bench_scale(
     postgres_rows_per_s: Annotated[
         float, typer.Option(help="Rows that one PostgreSQL takes durably, per second.")
     ] = 20_000.0,
+    keeper_rows_per_s: Annotated[
+        float,
+        typer.Option(help="Interactions the keeper exports; joined_per_s of `barp bench ledger`."),
+    ] = 19_000.0,
     seed: Annotated[int, typer.Option(help="Seed of the simulated arrivals.")] = 0,
     cache_dir: CacheOption = DEFAULT_CACHE_DIR,
     json: JsonOption = False,
@@ -165,6 +169,7 @@ def bench_scale(
         cores_per_node=cores_per_node,
         usd_per_core_hour=usd_per_core_hour,
         postgres_rows_per_s=postgres_rows_per_s,
+        keeper_rows_per_s=keeper_rows_per_s,
     )
     found = run_scale(points, given, requests=requests, seed=seed)
     found["points"] = [asdict(point) for point in points]

@@ -114,6 +114,7 @@ def run_chaos(plan: ChaosPlan, state_dir: Path, *, progress: Progress) -> dict[s
     """
     settings: dict[str, object] = {"min_replicas": REPLICAS, "max_replicas": REPLICAS}
     settings |= {"encoder": "static"} | plan.settings
+    place = places(Settings.model_validate({"state_dir": state_dir} | settings))
     told = Told()
     with service_process(state_dir, settings, supervise=True) as service:
         with ServiceClient(service.url) as client:
@@ -123,9 +124,7 @@ def run_chaos(plan: ChaosPlan, state_dir: Path, *, progress: Progress) -> dict[s
         progress("settling: what waits for its decision joins, or is orphaned")
         ready = _settled(service)
     progress("audit")
-    place = places(Settings(state_dir=state_dir))
-    ledger_url = str(plan.settings.get("ledger_url", place.ledger_url))
-    found = audit(told, read_kept(ledger_url, place.dataset_dir))
+    found = audit(told, read_kept(place.ledger_url, place.dataset_dir))
     return _report(plan, told, found, killed, recovery_s, ready_at_end=ready)
 
 

@@ -27,7 +27,8 @@ CONNECTIONS: Final = 64
 KINDS: Final = {
     "proxy": ("haproxy",),
     "replica": ("ray::ServeReplica:barp:Router",),
-    "aggregator": ("ray::AggregatorActor", "ray::KeeperActor"),
+    "aggregator": ("ray::AggregatorActor",),
+    "keeper": ("ray::KeeperActor",),
     "trainer": ("ray::TrainerActor",),
 }
 OTHER: Final = "ray"

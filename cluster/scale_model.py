@@ -22,8 +22,8 @@ BUSY: Final = 0.6
 # Rows in one transaction are at most this many bytes on disk, index and log included: a decision
 # with a context of 256 numbers is some 2.2 KB, an outcome 0.2, and PostgreSQL writes each twice.
 BYTES_PER_REQUEST: Final = 4_800
-# Requests that a replica has in hand at most (Serve's max_ongoing_requests).
-MAX_GROUP: Final = 64
+# Prompts that a replica decides together at most, see `services.gathering`.
+MAX_GROUP: Final = 32
 # Enough where a replica is not nearly full; there it errs low, and the simulation does not.
 ITERATIONS: Final = 60
 SECONDS_PER_DAY: Final = 86_400
@@ -61,6 +61,8 @@ class Assumptions:
         cores_per_node: Cores of a node that runs replicas and a proxy.
         usd_per_core_hour: What a core costs.
         postgres_rows_per_s: Rows one primary takes durably, decisions and outcomes.
+        keeper_rows_per_s: Interactions that the keeper takes from the ledger to the dataset; `barp
+            bench ledger` measures it, as joined_per_s.
         fanout_ms: The publisher's time for one replica's poll and acknowledgement.
         poll_s: How often each replica asks the publisher and reports its counters, s.
         flush_ms: How long a decision waits in the replica before it is sent to the ledger.
@@ -70,6 +72,7 @@ class Assumptions:
     cores_per_node: int = 8
     usd_per_core_hour: float = 0.04
     postgres_rows_per_s: float = 20_000.0
+    keeper_rows_per_s: float = 19_000.0
     fanout_ms: float = 1.4
     poll_s: float = 1.0
     flush_ms: float = 50.0
@@ -120,7 +123,8 @@ def fit(points: Sequence[Point]) -> Costs:
         lambda parameters: float(np.sum(misfit(parameters) ** 2)), bounds, rng=0, tol=1e-10
     )
     idle, fixed, each = np.exp(best.x)
-    per_s, other = _line(1 / rate, spent["ray"])
+    # Nothing is reported while points are measured: the keeper then only asks and finds nothing.
+    per_s, other = _line(1 / rate, spent["ray"] + spent["keeper"])
     _, aggregator = _line(1 / rate, spent["aggregator"])
     _, proxy = _line(1 / rate, spent["proxy"])
     return Costs(
@@ -175,6 +179,10 @@ def limits(costs: Costs, given: Assumptions) -> dict[str, dict[str, float | str]
             "rate": given.postgres_rows_per_s / 2,
             "then": "a primary for each group of shards, or the table in partitions by tenant",
         },
+        "keeper": {
+            "rate": BUSY * given.keeper_rows_per_s,
+            "then": "a ledger with a dataset of its own for each group of tenants",
+        },
         "publisher": {
             "rate": one_replica * min(most_replicas, listeners),
             "then": "one publisher a node, fed by the first",
@@ -206,13 +214,14 @@ def at_rate(costs: Costs, given: Assumptions, rate: float) -> dict[str, Any]:
         "usd_per_million": usd_per_hour / 3600 / rate * 1e6,
         "aggregator_shards": max(1, math.ceil(rate / one["aggregator"])),
         "postgresql_primaries": max(1, math.ceil(rate / one["postgresql"])),
+        "keepers": max(1, math.ceil(rate / one["keeper"])),
         "publishers": max(1, math.ceil(rate / one["publisher"])),
         "proxy_busy": cores["proxies"] / nodes,
         "ledger_rows_per_day": 2 * rate * SECONDS_PER_DAY,
         "ledger_gb_per_day": rate * BYTES_PER_REQUEST * SECONDS_PER_DAY / 1e9,
         "swap_ms": replicas * given.fanout_ms,
         "fullest": max(
-            ("proxy", "aggregator", "postgresql", "publisher"),
+            ("proxy", "aggregator", "postgresql", "keeper", "publisher"),
             key=lambda name: rate / (one[name] * (nodes if name == "proxy" else 1)),
         ),
     }

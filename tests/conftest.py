@@ -60,3 +60,18 @@ def postgres_server() -> Iterator[str]:
         return
     with running_postgres() as url:
         yield url
+
+
+@pytest.fixture
+def postgres_database(postgres_server: str) -> Iterator[str]:
+    """An empty database of the test's own, as SQLAlchemy URL; dropped afterwards."""
+    import uuid
+
+    from postgres_servers import execute
+    from sqlalchemy import make_url
+
+    server = make_url(postgres_server)
+    own = server.set(database=f"test_{uuid.uuid4().hex}")
+    execute(server, f'CREATE DATABASE "{own.database}"')
+    yield own.render_as_string(hide_password=False)
+    execute(server, f'DROP DATABASE "{own.database}" WITH (FORCE)')

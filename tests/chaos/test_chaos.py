@@ -51,8 +51,14 @@ def test_the_auditor_notices_each_thing_that_can_be_wrong() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_seven_parts_die_under_load_and_nothing_is_lost(tmp_path: Path) -> None:
-    plan = ChaosPlan(minutes=1.0, kills=7, seed=1, rate_per_s=100.0, settings={})
+@pytest.mark.parametrize("shards", [1, 2], ids=["sqlite", "two shards on postgresql"])
+def test_seven_parts_die_under_load_and_nothing_is_lost(
+    tmp_path: Path, shards: int, request: pytest.FixtureRequest
+) -> None:
+    settings: dict[str, object] = {"aggregator_shards": shards}
+    if shards > 1:
+        settings["ledger_url"] = request.getfixturevalue("postgres_database")
+    plan = ChaosPlan(minutes=1.0, kills=7, seed=1, rate_per_s=100.0, settings=settings)
     report = run_chaos(plan, tmp_path / "state", progress=lambda _: None)
     assert report["lost"] == report["doubled"] == 0
     assert report["failed_after_retry"] == 0, report

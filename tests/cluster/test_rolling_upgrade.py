@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -136,23 +136,11 @@ def old_code() -> Path:
     return Path(given).resolve(strict=True)
 
 
-@pytest.fixture
-def ledger(postgres_server: str) -> Iterator[str]:
-    """An empty database."""
-    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text("CREATE DATABASE rolling"))
-    yield engine.url.set(database="rolling").render_as_string(hide_password=False)
-    with engine.connect() as connection:
-        connection.execute(text("DROP DATABASE rolling WITH (FORCE)"))
-    engine.dispose()
-
-
 def test_a_rolling_upgrade_and_the_way_back_lose_nothing(
-    old_code: Path, ledger: str, tmp_path: Path
+    old_code: Path, postgres_database: str, tmp_path: Path
 ) -> None:
     """Old alone, both, new alone, both again, old alone: all the time under load."""
-    with Releases(tmp_path, ledger) as releases:
+    with Releases(tmp_path, postgres_database) as releases:
         old, stop_old = releases.start("old", old_code)
         for name, price in PRICES.items():
             httpx.put(f"{old.url}/v1/models/{name}", json=price, timeout=30).raise_for_status()
@@ -174,7 +162,7 @@ def test_a_rolling_upgrade_and_the_way_back_lose_nothing(
             traffic.goes_on("old")
         assert traffic.failures == []
         acknowledged = set(traffic.acknowledged)
-        engine = create_engine(ledger)
+        engine = create_engine(postgres_database)
 
         def ids(table: str) -> Counter[str]:
             with engine.connect() as connection:

@@ -49,6 +49,7 @@ def points_of(costs: Costs) -> list[Point]:
                 + request_ms(costs, rate / replicas),
                 "proxy": costs.proxy,
                 "aggregator": costs.aggregator,
+                "keeper": 0.0,
                 "trainer": 0.0,
                 "ray": costs.idle / rate + costs.other,
             },
@@ -111,7 +112,8 @@ def test_the_same_seed_plays_the_same() -> None:
 
 def test_what_is_needed_grows_with_the_rate() -> None:
     needed = [at_rate(COSTS, GIVEN, rate) for rate in RATES]
-    for name in ("replicas", "nodes", "aggregator_shards", "postgresql_primaries", "publishers"):
+    parts = ("aggregator_shards", "postgresql_primaries", "keepers", "publishers")
+    for name in ("replicas", "nodes", *parts):
         values = [one[name] for one in needed]
         assert values == sorted(values)
         assert values[0] >= 1
@@ -163,6 +165,7 @@ def test_points_are_read_back_as_a_run_prints_them(tmp_path: Path) -> None:
     [
         ("ray::ServeReplica:barp:Router", "ray::ServeRepli", "replica"),
         ("ray::AggregatorActor.record", "ray::Aggregator", "aggregator"),
+        ("ray::KeeperActor", "ray::KeeperActo", "keeper"),
         ("/opt/haproxy -db -f x", "haproxy", "proxy"),
         ("ray::ServeController", "ray::ServeContr", "ray"),
     ],
