@@ -54,7 +54,7 @@ def show_version(answer: Mapping[str, Any], history: Mapping[str, Any]) -> None:
 def standing(version: Mapping[str, Any]) -> str:
     """Say in one sentence what a version is now, and why.
 
-    >>> standing({"aliases": [], "tags": {"finding": "reject", "compared_with": "3",
+    >>> standing({"aliases": [], "tags": {"finding": "reject", "judged_against": "3",
     ...     "verdict": "worse: the upper end is below 0"}})
     'rejected against version 3: worse: the upper end is below 0'
     >>> standing({"aliases": ["challenger"], "tags": {}})
@@ -72,9 +72,8 @@ def standing(version: Mapping[str, Any]) -> str:
         return f"on trial beside version {against}"
     words = {"promote": "promoted", "reject": "rejected", "inconclusive": "not told apart"}
     if "finding" in tags:
-        found = (
-            f"{words.get(tags['finding'], tags['finding'])} against version {against}: {verdict}"
-        )
+        found = words.get(tags["finding"], tags["finding"])
+        found = f"{found} against version {tags.get('judged_against')}: {verdict}"
         return f"serves; {found}" if CHAMPION in aliases else found
     told = "" if verdict is None else f"; {verdict}"
     if CHAMPION in aliases:

@@ -63,5 +63,9 @@ def conclude(
 def tag_finding(
     registry: JudgeRegistry, version: int, champion: int, finding: str, reason: str, **more: str
 ) -> None:
-    """Write on a version what was found of it."""
-    registry.tag(version, {FINDING: finding, "verdict": reason, AGAINST: str(champion)} | more)
+    """Write on a version what was found of it.
+
+    `judged_against` stays; `compared_with` changes when the version is compared again, as control.
+    """
+    against = {AGAINST: str(champion), "judged_against": str(champion)}
+    registry.tag(version, {FINDING: finding, "verdict": reason} | against | more)

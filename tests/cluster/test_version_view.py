@@ -29,8 +29,11 @@ def a_version(*aliases: str, **tags: str) -> dict[str, Any]:
     [
         (a_version(quarantined="true", quarantine_reason="reward fell"), "quarantine; nothing"),
         (a_version("champion", quarantined="true"), "serves, though in quarantine"),
-        (a_version(finding="reject", compared_with="3", verdict=VERDICT), "rejected against"),
-        (a_version("champion", finding="promote", compared_with="3"), "serves; promoted against"),
+        (a_version(finding="reject", judged_against="3", verdict=VERDICT), "rejected against"),
+        (
+            a_version("champion", finding="promote", judged_against="3", compared_with="9"),
+            "serves; promoted against version 3",
+        ),
         (a_version("canary", compared_with="3", compared_as="canary"), "on trial beside version 3"),
         (a_version("canary", compared_with="5", compared_as="probation"), "as control of its"),
         (a_version("challenger", verdict="estimate: better"), "has not begun; `barp status`"),
@@ -50,7 +53,7 @@ def test_a_finding_is_shown_with_its_evidence_and_its_moves(
     one = {"mean": -0.031, "lower": -0.0502, "upper": -0.0118, "units": 600, "n": 883, "ess": 210.0}
     rule = {"mean": 0.01, "lower": -0.02, "upper": 0.04, "n": 883}
     evidence = json.dumps({"uplift": {"asked": one, "cost": one}, "references": {"knn": rule}})
-    version = a_version(finding="reject", compared_with="3", verdict=VERDICT, evidence=evidence)
+    version = a_version(finding="reject", judged_against="3", verdict=VERDICT, evidence=evidence)
     trial = {"alias": "canary", "version": 4, "who": "gate", "previous": None}
     history = {
         "history": [],
