@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
@@ -12,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from encoders import small_static_encoder
 from service_load import PRICES, Load
 from service_process import ServiceProcess, StartService
 
@@ -36,6 +40,9 @@ def test_a_harmful_version_forced_to_champion_goes_back_by_itself(
     caplog.set_level(logging.WARNING, logger="httpx")
     service = start_service(
         tmp_path,
+        # Two cores encode no 200 prompts a second with MiniLM and do all the rest.
+        encoder="static",
+        encoder_dir=small_static_encoder(tmp_path / "encoder"),
         gate="evidence",
         learners="posterior",
         retrain_min_interactions=300,
@@ -47,10 +54,11 @@ def test_a_harmful_version_forced_to_champion_goes_back_by_itself(
     for name, prices in PRICES.items():
         service.http.put(f"/v1/models/{name}", json=prices).raise_for_status()
 
-    with Load(service.url, clients=8, rate=RATE) as load:
+    with Load(service.url, clients=16, rate=RATE) as load:
         service.wait_for(lambda: bool(service.get("/v1/versions")["champion"] > 1), timeout_s=240)
-        assert history(service)[0]["who"] == "gate"
-        good = int(service.get("/v1/versions")["champion"])
+        gate_move = history(service)[0]
+        assert gate_move["who"] == "gate"
+        good = int(gate_move["version"])
         harmful = with_shuffled_arms(tmp_path, good)
         body = {"who": "ann", "why": "forced"}
         promoted = service.http.post(f"/v1/versions/{harmful}/promote", json=body)
@@ -68,6 +76,14 @@ def test_a_harmful_version_forced_to_champion_goes_back_by_itself(
     assert "reward fell" in back["why"]
     tags = service.get(f"/v1/versions/{harmful}")["tags"]
     assert (tags["quarantined"], tags["quarantine_reason"]) == ("true", back["why"])
+    shown = read_by_an_operator(service, "versions", "show", str(harmful))
+    assert "in quarantine; nothing promotes it by itself: reward fell" in shown
+    assert "champion: rollback" in shown
+    moves = read_by_an_operator(service, "versions", "history")
+    assert {"guardrail_breach", "quarantine"} <= set(moves.split())
+    promoted_one = read_by_an_operator(service, "versions", "show", str(good))
+    assert f"serves; promoted against version {gate_move['previous']}" in promoted_one
+    logger.info("%s\n%s\n%s", shown, promoted_one, moves)
     told = {event["kind"]: event for event in service.get("/v1/events?limit=1000")["events"]}
     assert {"canary", "verdict", "guardrail_breach", "quarantine"} <= set(told)
     assert told["guardrail_breach"]["version"] == harmful
@@ -91,6 +107,16 @@ def test_a_harmful_version_forced_to_champion_goes_back_by_itself(
         len(load.answers),
         len(load.answers) / (load.answers[-1][0] - load.answers[0][0]),
     )
+
+
+def read_by_an_operator(service: ServiceProcess, *words: str) -> str:
+    """Run a command against the service; return what it shows a person, on lines as they come."""
+    command = [str(Path(sys.executable).with_name("barp")), *words, "--url", service.url]
+    wide = os.environ | {"COLUMNS": "400"}
+    done = subprocess.run(
+        command, check=True, timeout=120, capture_output=True, text=True, env=wide
+    )
+    return done.stderr
 
 
 def history(service: ServiceProcess) -> list[dict[str, Any]]:
