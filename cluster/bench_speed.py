@@ -86,7 +86,7 @@ def bench_ledger(
     with tempfile.TemporaryDirectory(prefix="barp-ledger-", dir=folder) as place:
         plan = LedgerPlan(
             ledger_url=ledger_url,
-            folder=Path(place),
+            folder=Path(place).resolve(),
             decisions=decisions,
             shards=shards,
             compact=compact,
