@@ -66,7 +66,7 @@ def test_a_finding_is_shown_with_its_evidence_and_its_moves(
     }
     show_version(version, history)
     shown = capsys.readouterr().err
-    assert f"rejected against version 3: {VERDICT}" in shown.replace("\n", " ")
+    assert f"rejected against version 3: {VERDICT}" in " ".join(shown.split())
     for word in ("challenger, asked", "challenger, cost", "knn", "-0.0502", "883", "210"):
         assert word in shown
     assert shown.count("canary: started") == 1
