@@ -82,6 +82,9 @@ def measure_points(
             # For the version that decides; nothing is reported afterwards, so nothing is trained.
             "retrain_min_interactions": LESSONS // 2,
             "holdout_share": 0.3,
+            # Too few lessons for a trial.
+            "gate": "estimate",
+            "learners": "posterior",
         }
         with (
             tempfile.TemporaryDirectory(prefix="barp-scale-") as folder,
