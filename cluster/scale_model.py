@@ -20,7 +20,7 @@ from cluster.scale_measure import Point
 # A part that is this busy on average still answers bursts without a queue to speak of.
 BUSY: Final = 0.6
 # Rows in one transaction are at most this many bytes on disk, index and log included: a decision
-# with a context of 256 numbers is some 2.2 KB, an outcome 0.2, and PostgreSQL writes each twice.
+# with a context of 269 numbers is some 2.2 KB, an outcome 0.2, and PostgreSQL writes each twice.
 BYTES_PER_REQUEST: Final = 4_800
 # Prompts that a replica decides together at most, see `services.gathering`.
 MAX_GROUP: Final = 32

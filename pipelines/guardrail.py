@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.answers import Answer
 from pipelines.evidence import Evidence
-from pipelines.judgement import dearer, difference, predicted_outcomes
+from pipelines.judgement import COST_RISE, dearer, difference, predicted_outcomes
 from policies.sequences import confidence_sequence
 
 Array = NDArray[np.float64]
@@ -41,7 +41,7 @@ class Guard:
 
     decisions: int = 2_000
     loss: float = 0.01
-    cost_rise: float = 0.5
+    cost_rise: float = COST_RISE
     feedback_fall: float = 0.05
     answer_within_s: float = 30.0
     alpha: float = 0.01

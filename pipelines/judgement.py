@@ -34,6 +34,8 @@ from policies.sequences import (
 Array = NDArray[np.float64]
 # Each look takes all decisions so far; growing by a tenth, all looks cost what ten of the last do.
 LOOK_GROWTH: Final = 1.1
+# The gate promotes nothing that the guardrail would send back for its cost, so they share this.
+COST_RISE: Final = 0.5
 
 
 class Mode(StrEnum):
@@ -74,7 +76,7 @@ class Standards:
     alpha: float = DEFAULT_ALPHA
     min_units: int = MIN_UNITS
     max_decisions: int = 20_000
-    cost_rise: float = 0.5
+    cost_rise: float = COST_RISE
 
     @property
     def bar(self) -> float:

@@ -146,8 +146,7 @@ class Trainer:
         )
         around = surroundings(self._plan, self._source.prices())
         artifact = replace(updated, training={**updated.training, **around, **training})
-        verdict = self._judge(artifact, champion)
-        verdict = self._worded(verdict)
+        verdict = self._worded(self._judge(artifact, champion))
         tags = {"verdict": verdict.reason, "judged_against": str(champion)}
         version = self._registry.register(artifact, _metrics(verdict, rows, duration_s), tags)
         result = TrainingResult(

@@ -46,11 +46,27 @@ def closed(url: str) -> Awaitable[LoadSample]:
     return closed_loop(url, [http_request(url, "/", b"{}")], clients=3, seconds=0.3)
 
 
-def test_every_answer_is_counted_once() -> None:
-    async def answer(number: int, writer: asyncio.StreamWriter) -> None:
-        writer.write(GOOD)
+def opened(
+    *, rate_per_s: float, connections: int, seconds: float
+) -> Callable[[str], Awaitable[LoadSample]]:
+    def load(url: str) -> Awaitable[LoadSample]:
+        return open_loop(
+            url,
+            [http_request(url, "/", b"{}")],
+            rate_per_s=rate_per_s,
+            connections=connections,
+            seconds=seconds,
+        )
 
-    sample = measured(answer, closed)
+    return load
+
+
+async def answer_at_once(number: int, writer: asyncio.StreamWriter) -> None:
+    writer.write(GOOD)
+
+
+def test_every_answer_is_counted_once() -> None:
+    sample = measured(answer_at_once, closed)
     assert sample.failed == 0
     assert sample.answered == sample.sent > 10
     assert sample.rps == pytest.approx(sample.answered / sample.seconds)
@@ -89,11 +105,7 @@ def test_an_open_loop_sends_at_its_rate_and_counts_from_when_a_request_was_due()
         await asyncio.sleep(0.02)
         writer.write(GOOD)
 
-    def load(url: str) -> Awaitable[LoadSample]:
-        requests = [http_request(url, "/", b"{}")]
-        return open_loop(url, requests, rate_per_s=100, connections=1, seconds=0.4)
-
-    sample = measured(answer, load)
+    sample = measured(answer, opened(rate_per_s=100, connections=1, seconds=0.4))
     assert (sample.sent, sample.failed) == (40, 0)
     # The last was due after 0.39 s, and answered after 40 times 20 ms at the soonest.
     assert sample.percentile_ms(100) >= 400
@@ -101,15 +113,7 @@ def test_an_open_loop_sends_at_its_rate_and_counts_from_when_a_request_was_due()
 
 def test_no_request_of_an_open_loop_is_sent_before_it_is_due() -> None:
     """Such as one sent when a timer of whole milliseconds says so: it would look too fast."""
-
-    async def answer(number: int, writer: asyncio.StreamWriter) -> None:
-        writer.write(GOOD)
-
-    def load(url: str) -> Awaitable[LoadSample]:
-        requests = [http_request(url, "/", b"{}")]
-        return open_loop(url, requests, rate_per_s=700, connections=4, seconds=0.5)
-
-    sample = measured(answer, load)
+    sample = measured(answer_at_once, opened(rate_per_s=700, connections=4, seconds=0.5))
     assert (sample.sent, sample.failed) == (350, 0)
     assert sample.latencies_s.min() > 0
 

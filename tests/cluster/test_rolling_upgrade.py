@@ -146,20 +146,20 @@ def test_a_rolling_upgrade_and_the_way_back_lose_nothing(
             httpx.put(f"{old.url}/v1/models/{name}", json=price, timeout=30).raise_for_status()
         traffic = Traffic(clients=4)
         traffic.take_in("old", old.url)
+
+        def replace(leaving: str, stop: ExitStack, coming: str, code: Path) -> ExitStack:
+            service, stop_coming = releases.start(coming, code)
+            traffic.take_in(coming, service.url)
+            traffic.goes_on(leaving, coming)
+            traffic.take_out(leaving)
+            stop.close()
+            traffic.goes_on(coming)
+            return stop_coming
+
         with traffic:
             traffic.goes_on("old")
-            new, stop_new = releases.start("new", THIS_RELEASE)
-            traffic.take_in("new", new.url)
-            traffic.goes_on("old", "new")
-            traffic.take_out("old")
-            stop_old.close()
-            traffic.goes_on("new")
-            old, stop_old = releases.start("old", old_code)
-            traffic.take_in("old", old.url)
-            traffic.goes_on("old", "new")
-            traffic.take_out("new")
-            stop_new.close()
-            traffic.goes_on("old")
+            stop_new = replace("old", stop_old, "new", THIS_RELEASE)
+            replace("new", stop_new, "old", old_code)
         assert traffic.failures == []
         acknowledged = set(traffic.acknowledged)
         engine = create_engine(postgres_database)

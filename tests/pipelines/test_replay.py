@@ -4,116 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from starlette.applications import Starlette
+from replay_service import FakeService, LossyTransport
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pipelines.outcomes import OutcomeTable
 from pipelines.replay import Replay
-from pipelines.replay_plan import plan_requests
 from pipelines.replay_report import ReplayProgress, ReplayReport
 from policies.errors import InvalidRequest, Unavailable
 from policies.reward import scalar_reward
 
 ARMS = ("acme/small", "big")
-
-
-class FakeService:
-    """The service's contract in memory: routes at random, joins by decision and event id."""
-
-    def __init__(self, *, models: dict[str, float] | None = None) -> None:
-        self.models = dict(models or {})
-        self.price_version = 1
-        self.version = 1
-        self.decisions: dict[str, dict[str, Any]] = {}
-        self.outcomes: dict[tuple[str, str], dict[str, Any]] = {}
-        self.pending = 0
-        self.status_of_first_report = "joined"
-        self.refuse_route: Callable[[dict[str, Any]], bool] = lambda body: False
-        self.app = Starlette(
-            routes=[
-                Route("/v1/models", self.list_models),
-                Route("/v1/models/{name:path}", self.put_model, methods=["PUT"]),
-                Route("/v1/route", self.route, methods=["POST"]),
-                Route("/v1/feedback", self.feedback, methods=["POST"]),
-                Route("/v1/status", self.status),
-                Route("/readyz", self.readyz),
-            ]
-        )
-
-    async def list_models(self, request: Request) -> Response:
-        """List what is on offer."""
-        models = [{"name": name, "usd_per_call": usd} for name, usd in self.models.items()]
-        return JSONResponse({"price_version": self.price_version, "models": models})
-
-    async def put_model(self, request: Request) -> Response:
-        """Set a price, as a new version."""
-        prices = await request.json()
-        self.models[request.path_params["name"]] = prices["usd_per_call"]
-        self.price_version += 1
-        return JSONResponse({"price_version": self.price_version, "models": []})
-
-    async def readyz(self, request: Request) -> Response:
-        """Say which prices are held."""
-        return JSONResponse({"ready": True, "price_version": self.price_version})
-
-    async def status(self, request: Request) -> Response:
-        """Say how many outcomes wait; by the next time they are joined."""
-        ledger, self.pending = {"pending": self.pending}, 0
-        return JSONResponse({"ledger": ledger})
-
-    async def route(self, request: Request) -> Response:
-        """Choose the models in turn."""
-        body = await request.json()
-        if self.refuse_route(body):
-            return JSONResponse({"error": {"code": "no_eligible_arm"}}, status_code=422)
-        offered = [name for name in self.models if name in body.get("models", self.models)]
-        decision_id = f"decision-{len(self.decisions)}"
-        self.decisions[decision_id] = body
-        model = offered[len(self.decisions) % len(offered)]
-        return JSONResponse(
-            {"decision_id": decision_id, "model": model, "policy_version": self.version}
-        )
-
-    async def feedback(self, request: Request) -> Response:
-        """Take one outcome or a list."""
-        body = await request.json()
-        if isinstance(body, list):
-            return JSONResponse({"results": [self.join(one) for one in body]})
-        return JSONResponse(self.join(body), status_code=202)
-
-    def join(self, outcome: dict[str, Any]) -> dict[str, str]:
-        """Store an outcome once per decision and event."""
-        key = (outcome["decision_id"], outcome["event_id"])
-        status = "duplicate" if key in self.outcomes else self.status_of_first_report
-        self.pending += status == "pending"
-        self.outcomes[key] = outcome
-        return {"decision_id": outcome["decision_id"], "status": status}
-
-
-class LossyTransport(httpx.ASGITransport):
-    """Delivers everything, but loses the first reply to each feedback body."""
-
-    def __init__(self, app: Starlette) -> None:
-        super().__init__(app)
-        self.lost: set[bytes] = set()
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Deliver it; raise where the reply is to be lost."""
-        answer = await super().handle_async_request(request)
-        if request.url.path == "/v1/feedback" and request.content not in self.lost:
-            self.lost.add(request.content)
-            raise httpx.ReadError("the connection broke")
-        return answer
 
 
 def outcome_table(num_rows: int = 20) -> OutcomeTable:
@@ -370,45 +277,3 @@ def test_a_replay_that_could_not_run_is_refused(options: dict[str, Any], field: 
     with pytest.raises(InvalidRequest) as caught:
         Replay(outcome_table(), "http://service", **options)
     assert caught.value.field == field
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    num_rows=st.integers(1, 30),
-    num_requests=st.integers(1, 100),
-    preferences=st.sampled_from(["uniform", "typical"]),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_a_plan_is_its_seed(num_rows: int, num_requests: int, preferences: Any, seed: int) -> None:
-    """Same seed same plan; every row comes before any comes again."""
-    options: dict[str, Any] = {
-        "preferences": preferences,
-        "delay_s": (0.5, 1.5),
-        "missing_share": 0.1,
-        "duplicate_share": 0.1,
-        "seed": seed,
-    }
-    plan = plan_requests(num_rows, num_requests, **options)
-
-    assert plan == plan_requests(num_rows, num_requests, **options)
-    assert [request.number for request in plan] == list(range(num_requests))
-    assert all(0.0 <= request.w_quality <= 1.0 for request in plan)
-    assert all(0.5 <= request.delay_s <= 1.5 for request in plan)
-    uses = Counter(request.row for request in plan)
-    assert max(uses.values()) - min(uses[row] for row in range(num_rows)) <= 1
-
-
-def test_most_callers_of_the_typical_stream_keep_the_default() -> None:
-    """Seven in ten, the others anywhere."""
-    plan = plan_requests(
-        1000,
-        1000,
-        preferences="typical",
-        delay_s=(0.0, 0.0),
-        missing_share=0.0,
-        duplicate_share=0.0,
-        seed=1,
-    )
-    default = sum(request.w_quality == 0.7 for request in plan)
-    # Four standard deviations of a binomial around 700.
-    assert abs(default - 700) < 4 * np.sqrt(1000 * 0.7 * 0.3)
