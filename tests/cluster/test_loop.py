@@ -17,6 +17,7 @@ import grpc
 import httpx
 import psutil
 import pytest
+from encoders import small_static_encoder
 from service_load import PRICES, Load
 from service_process import ServiceProcess, StartService
 
@@ -292,7 +293,12 @@ def test_bad_input_is_refused_by_name(
 def test_a_restart_keeps_champion_ledger_and_learning(
     start_service: StartService, tmp_path: Path
 ) -> None:
-    options = {"retrain_min_interactions": 60, "holdout_share": 0.3}
+    options: dict[str, Any] = {
+        "retrain_min_interactions": 60,
+        "holdout_share": 0.3,
+        "encoder": "static",
+        "encoder_dir": small_static_encoder(tmp_path / "encoder"),
+    }
     first = start_service(tmp_path, **options)
     for name, prices in PRICES.items():
         first.http.put(f"/v1/models/{name}", json=prices).raise_for_status()
@@ -321,6 +327,7 @@ def test_a_restart_keeps_champion_ledger_and_learning(
     assert second.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_load_step_brings_a_second_replica_and_takes_it_back(
     start_service: StartService, tmp_path: Path
 ) -> None:
